@@ -1,0 +1,1 @@
+"""Learning: data, recipes, trainer, preference losses, adapters."""

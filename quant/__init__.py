@@ -1,0 +1,1 @@
+"""Formats and compression: HF/MLX to GGUF and back, quantization, sparsity, reports."""
