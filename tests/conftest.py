@@ -1,0 +1,121 @@
+"""What every test gets: a home of its own, a clean environment, no network; the starter model where asked for."""
+
+import ipaddress
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from localllm.paths import Home
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The person's own environment (package index, proxies), for the one thing here that may use the network.
+_ENVIRONMENT = dict(os.environ)
+_FORGOTTEN = ("LOCALLLM_", "HF_", "HUGGING", "OPENAI_", "OLLAMA_")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home in ``tmp_path``, and none of the person's settings, tokens, proxies or colours."""
+    for name in list(os.environ):
+        if name.startswith(_FORGOTTEN) or name.lower() in _PROXIES:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("LOCALLLM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture
+def home(clean_environment: None) -> Home:
+    """The test's own home, with its directories made."""
+    return Home.resolve().ensure()
+
+
+def _is_loopback(host: object) -> bool:
+    if host in (None, "", b"", "localhost", b"localhost"):
+        return True
+    try:
+        address = host.decode() if isinstance(host, bytes) else str(host)
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True)
+def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection and every name that is not this machine's own."""
+
+    def guard(real):
+        def checked(self, address, *args):
+            if isinstance(address, tuple) and not _is_loopback(address[0]):
+                raise RuntimeError(f"a test tried to reach {address[0]}: tests use no network")
+            return real(self, address, *args)
+
+        return checked
+
+    real_getaddrinfo = socket.getaddrinfo
+
+    def getaddrinfo(host, *args, **kwargs):
+        if not _is_loopback(host):
+            raise RuntimeError(f"a test tried to look up {host}: tests use no network")
+        return real_getaddrinfo(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", guard(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guard(socket.socket.connect_ex))
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.fixture(scope="session")
+def starter_path() -> Path:
+    """The starter model's GGUF file, fetched once into ``.cache/test-home`` (or ``$LOCALLLM_TEST_HOME``).
+
+    It fails, and never skips, when the model cannot be had. Several workers at once are fine: ``pull`` locks.
+    """
+    # Imported here: most tests need no store.
+    from localllm.errors import ModelNotFoundError
+    from localllm.models.store import ModelStore
+
+    cached = Home(
+        Path(_ENVIRONMENT.get("LOCALLLM_TEST_HOME") or REPOSITORY / ".cache" / "test-home").absolute()
+    ).ensure()
+    store = ModelStore(cached)
+    try:
+        return store.file(store.resolve("starter"))
+    except ModelNotFoundError:
+        # A process of its own, because this one refuses the network.
+        pulled = subprocess.run(
+            [sys.executable, "-P", "-m", "app", "--home", str(cached.root), "pull", "starter"],
+            env=_ENVIRONMENT,
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+    if pulled.returncode:
+        pytest.fail(f"`localllm pull starter` failed:\n{pulled.stderr[-2000:]}", pytrace=False)
+    return store.file(store.resolve("starter"))
+
+
+@pytest.fixture
+def starter_home(home: Home, starter_path: Path) -> Home:
+    """The test's own home, holding the starter model (linked where the disk allows it, else copied)."""
+    source = starter_path.parent
+    target = home.models / source.parent.name / source.name
+
+    def link(original: str, copy: str) -> None:
+        try:
+            os.link(original, copy)
+        except OSError:
+            shutil.copy2(original, copy)
+
+    shutil.copytree(source, target, copy_function=link)
+    return home
