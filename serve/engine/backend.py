@@ -1,0 +1,102 @@
+"""What the scheduler needs from a model, and the llama.cpp form of it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from serve.engine.llama import LlamaContext, LlamaModel, SamplerChain
+from serve.engine.types import SamplingParams
+
+
+class Chain(Protocol):
+    """A request's sampler."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class Backend(Protocol):
+    """A model with one KV cache, driven batch by batch.
+
+    Attributes:
+        n_ctx: Tokens that one sequence may hold.
+        n_batch: Rows of a batch.
+        n_seq: Sequences that may exist together.
+        can_share: Whether a prefix of one sequence may become the beginning of another.
+    """
+
+    n_ctx: int
+    n_batch: int
+    n_seq: int
+    can_share: bool
+
+    def clear_batch(self) -> None:
+        """Begin a new batch."""
+
+    def add(self, tokens: Sequence[int], pos: int, seq: int, *, logits: bool) -> int:
+        """Append rows; return the row of the last token."""
+
+    def decode(self) -> int:
+        """Run the batch: 0 done, 1 no room in the cache (nothing changed), below 0 fatal."""
+
+    def share(self, source: int, target: int, n: int) -> bool:
+        """Let ``target`` begin with the first ``n`` positions of ``source``; False where they are not all there."""
+
+    def drop(self, seq: int) -> None:
+        """Forget a sequence."""
+
+    def chain(self, params: SamplingParams, prompt: Sequence[int]) -> Chain:
+        """A new sampler."""
+
+    def sample(self, chain: Chain, row: int) -> int:
+        """Choose a token from the logits of ``row``."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token."""
+
+    def is_eog(self, token: int) -> bool:
+        """Whether a token ends the generation."""
+
+
+class LlamaBackend:
+    """:class:`Backend` on llama.cpp.
+
+    Args:
+        model: The weights.
+        context: Its KV cache.
+        n_seq: Sequences the context was made for.
+    """
+
+    def __init__(self, model: LlamaModel, context: LlamaContext, n_seq: int) -> None:
+        self._model = model
+        self._context = context
+        self.n_ctx = context.n_ctx
+        self.n_batch = context.batch.capacity
+        self.n_seq = n_seq
+        # A recurrent state has no positions: it can be continued, not cut.
+        self.can_share = not model.is_recurrent
+        self.clear_batch = context.batch.clear
+        self.add = context.batch.add
+        self.decode = context.decode
+        self.piece = model.piece
+        self.is_eog = model.is_eog
+
+    def share(self, source: int, target: int, n: int) -> bool:
+        """As in :class:`Backend`; refuses where a sliding window has already let go of what is needed."""
+        needed_from = max(0, n - self._model.n_swa) if self._model.n_swa else 0
+        if self._context.first_position(source) > needed_from:
+            return False
+        self._context.share(source, target, n)
+        return True
+
+    def drop(self, seq: int) -> None:
+        """As in :class:`Backend`."""
+        self._context.drop(seq)
+
+    def chain(self, params: SamplingParams, prompt: Sequence[int]) -> Chain:
+        """As in :class:`Backend`."""
+        return SamplerChain(params, self._model.n_vocab, self.n_ctx, prompt)
+
+    def sample(self, chain: Chain, row: int) -> int:
+        """As in :class:`Backend`."""
+        assert isinstance(chain, SamplerChain)
+        return chain.sample(self._context, row)

@@ -1,0 +1,224 @@
+"""The server's side of an engine: starts its process, speaks its protocol, notices its death."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from localllm.errors import EngineDiedError, EngineLoadError, LocalLLMError
+from localllm.paths import FILE_MODE
+from localllm.sanitize import one_line
+from serve.engine import wire
+from serve.engine.types import (
+    Embeddings,
+    EngineInfo,
+    EngineSpec,
+    Finished,
+    GenerateEvent,
+    GenerateRequest,
+)
+
+log = logging.getLogger(__name__)
+
+_CLOSE_SECONDS = 3.0
+
+
+class ProcessEngine:
+    """:class:`serve.engine.types.Engine` in a child process. Made by :func:`start_engine`."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        info: EngineInfo,
+    ) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._info = info
+        self._ids = count(1)
+        self._jobs: dict[int, asyncio.Queue[wire.Event]] = {}
+        self._alive = True
+        self._task = asyncio.create_task(self._read_events(), name=f"engine-{info.pid}")
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the model says about itself."""
+        return self._info
+
+    @property
+    def alive(self) -> bool:
+        """False once the process has ended."""
+        return self._alive and self._process.poll() is None
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        """As in :class:`serve.engine.types.Engine`."""
+        job_id, events = self._open_job()
+        finished = False
+        try:
+            await self._send({"op": "generate", "id": job_id, "request": wire.request_to_wire(request)})
+            while not finished:
+                event = await events.get()
+                if isinstance(event, LocalLLMError):
+                    finished = True
+                    raise event
+                assert not isinstance(event, Embeddings)
+                finished = isinstance(event, Finished)
+                yield event
+        finally:
+            self._close_job(job_id, cancel=not finished)
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> Embeddings:
+        """As in :class:`serve.engine.types.Engine`."""
+        job_id, events = self._open_job()
+        try:
+            plain = [item if isinstance(item, str) else list(item) for item in inputs]
+            await self._send({"op": "embed", "id": job_id, "inputs": plain})
+            event = await events.get()
+        finally:
+            self._close_job(job_id, cancel=False)
+        if isinstance(event, LocalLLMError):
+            raise event
+        assert isinstance(event, Embeddings)
+        return event
+
+    async def close(self) -> None:
+        """End the process: asked first, killed after three seconds."""
+        if self.alive:
+            with contextlib.suppress(EngineDiedError):
+                await self._send({"op": "close"})
+        self._writer.close()
+        await asyncio.to_thread(_end, self._process)
+        await self._task
+
+    def _open_job(self) -> tuple[int, asyncio.Queue[wire.Event]]:
+        if not self.alive:
+            raise self._death()
+        job_id = next(self._ids)
+        events: asyncio.Queue[wire.Event] = asyncio.Queue()
+        self._jobs[job_id] = events
+        return job_id, events
+
+    def _close_job(self, job_id: int, *, cancel: bool) -> None:
+        # Runs inside generator clean-up, so it must not wait: the frame goes into the transport's buffer.
+        if self._jobs.pop(job_id, None) is not None and cancel and self.alive and not self._writer.is_closing():
+            self._writer.write(wire.encode_frame({"op": "cancel", "id": job_id}))
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._writer.write(wire.encode_frame(message))
+            await self._writer.drain()
+        except (ConnectionError, RuntimeError) as error:
+            raise self._death() from error
+
+    async def _read_events(self) -> None:
+        """Hand each event to its job until the pipe closes; then tell every job that is left."""
+        try:
+            while (message := await _receive(self._reader)) is not None:
+                for record in message["events"]:
+                    job_id, event = wire.event_from_wire(record)
+                    events = self._jobs.get(job_id)
+                    if events is not None:  # None: cancelled while the event was under way
+                        events.put_nowait(event)
+        finally:
+            self._alive = False
+            self._writer.close()
+            await asyncio.to_thread(_end, self._process)
+            log.info("engine process %d ended with code %s", self._info.pid, self._process.returncode)
+            for events in self._jobs.values():
+                events.put_nowait(self._death())
+
+    def _death(self) -> EngineDiedError:
+        code = self._process.returncode
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return EngineDiedError(
+            f"The process that held the model ended in the middle of its work ({how}).",
+            "Ask again: the model is loaded anew.",
+        )
+
+
+async def start_engine(spec: EngineSpec, *, log_path: Path) -> ProcessEngine:
+    """Start an engine's process and wait until its model is loaded.
+
+    Args:
+        spec: What to load and how.
+        log_path: Where llama.cpp's own messages go (0600); they never hold a prompt.
+
+    Raises:
+        EngineLoadError: The model cannot be loaded; with llama.cpp's last words.
+    """
+    # In a thread: starting a process takes milliseconds that other requests' tokens would wait for.
+    process, ours = await asyncio.to_thread(_spawn, log_path)
+    try:
+        reader, writer = await asyncio.open_connection(sock=ours)
+        writer.write(wire.encode_frame({"load": asdict(spec)}))
+        message = await _receive(reader)
+    except BaseException:  # cancelled while loading: nobody will use this process
+        process.kill()
+        ours.close()
+        await asyncio.to_thread(process.wait)
+        raise
+    match message:
+        case {"ready": info}:
+            return ProcessEngine(process, reader, writer, EngineInfo(**info))
+    writer.close()
+    await asyncio.to_thread(_end, process)
+    if message is not None:
+        raise wire.error_from_wire(message["failed"])
+    raise EngineLoadError(
+        f"The process ended while it loaded the model (code {process.returncode}).", _last_words(log_path)
+    )
+
+
+def _spawn(log_path: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start the process; return it and our end of the pipe."""
+    ours, theirs = socket.socketpair()
+    descriptor = os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, FILE_MODE)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "serve.engine.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,  # a Ctrl-C in the terminal is the server's to handle
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # no debugger attached to a dying process
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+        os.close(descriptor)
+    return process, ours
+
+
+async def _receive(reader: asyncio.StreamReader) -> dict[str, Any] | None:
+    try:
+        (length,) = wire.HEADER.unpack(await reader.readexactly(wire.HEADER.size))
+        return wire.decode_frame(await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the process; kill it when it takes too long."""
+    try:
+        process.wait(_CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _last_words(log_path: Path) -> str:
+    lines = [line for line in log_path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"Its last words: {one_line(lines[-1], 300)} (all of them: {log_path})." if lines else f"See {log_path}."

@@ -1,0 +1,174 @@
+"""An engine's process: one model, one engine thread.
+
+Started by :mod:`serve.engine.process` as ``python -P -m serve.engine.worker FD`` with one end of a socket pair and
+the spec as its first frame. The main thread reads requests, renders templates and tokenizes; the engine thread owns
+llama.cpp. When the other end closes, however the server ended, this process ends too.
+"""
+
+import logging
+import os
+import queue
+import resource
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from localllm.errors import ContextLengthError, LocalLLMError, RequestError
+from serve.engine import wire
+from serve.engine.loaded import LoadedModel
+from serve.engine.scheduler import Job
+from serve.engine.types import EngineSpec, GenerateRequest
+
+log = logging.getLogger("serve.engine")
+
+Task = Callable[[], None]
+
+
+class Channel:
+    """The engine's end of the pipe. Frames may be sent from any thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reader = sock.makefile("rb")
+        self._lock = threading.Lock()
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message, or None once the other end has closed."""
+        header = self._reader.read(wire.HEADER.size)
+        if len(header) < wire.HEADER.size:
+            return None
+        (length,) = wire.HEADER.unpack(header)
+        body = self._reader.read(length)
+        return wire.decode_frame(body) if len(body) == length else None
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message."""
+        frame = wire.encode_frame(message)
+        with self._lock:
+            self._sock.sendall(frame)
+
+    def send_event(self, job_id: int, event: wire.Event) -> None:
+        """Send one event outside a step."""
+        self.send({"events": [wire.event_to_wire(job_id, event)]})
+
+
+class EngineThread:
+    """Runs tasks and steps of the scheduler, in the one thread that may touch llama.cpp's contexts."""
+
+    def __init__(self, model: LoadedModel, channel: Channel) -> None:
+        self._model = model
+        self._channel = channel
+        self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+
+    def post(self, task: Task | None) -> None:
+        """Run ``task`` before the next step; None ends the thread."""
+        self._inbox.put(task)
+
+    def run(self) -> None:
+        """Until None is posted. An error that is no LocalLLMError is a bug: it ends the process."""
+        scheduler = self._model.scheduler
+        while True:
+            try:
+                task = self._inbox.get(block=scheduler is None or scheduler.idle)
+            except queue.Empty:
+                pass
+            else:
+                if task is None:
+                    return
+                task()
+                continue
+            assert scheduler is not None
+            events = scheduler.step()
+            if events:
+                self._channel.send({"events": [wire.event_to_wire(job_id, event) for job_id, event in events]})
+
+
+class Worker:
+    """Reads requests and hands them to the engine thread."""
+
+    def __init__(self, model: LoadedModel, channel: Channel, engine: EngineThread) -> None:
+        self._model = model
+        self._channel = channel
+        self._engine = engine
+
+    def serve(self) -> None:
+        """Until the other end closes or says so."""
+        while (message := self._channel.receive()) is not None:
+            match message:
+                case {"op": "generate", "id": job_id, "request": request}:
+                    self._guard(job_id, partial(self._generate, job_id, wire.request_from_wire(request)))
+                case {"op": "embed", "id": job_id, "inputs": inputs}:
+                    self._guard(job_id, partial(self._embed, job_id, inputs))
+                case {"op": "cancel", "id": job_id}:
+                    if self._model.scheduler is not None:
+                        self._engine.post(partial(self._model.scheduler.cancel, job_id))
+                case {"op": "close"}:
+                    return
+                case _:
+                    raise ValueError(f"unknown message {message!r:.80}")
+
+    def _guard(self, job_id: int, work: Task) -> None:
+        """Run ``work``; an error that a person can cause becomes the job's last event."""
+        try:
+            work()
+        except LocalLLMError as error:
+            self._channel.send_event(job_id, error)
+
+    def _generate(self, job_id: int, request: GenerateRequest) -> None:
+        scheduler = self._model.scheduler
+        if scheduler is None:
+            raise RequestError("This model makes embeddings; it cannot answer.", "Use it with /v1/embeddings.", "model")
+        prompt = self._model.tokenize(request)
+        if not prompt:
+            raise RequestError("The prompt is empty.", param="prompt")
+        job = Job(job_id, tuple(prompt), request.sampling, request.max_tokens, request.stop)
+        self._engine.post(partial(self._guard, job_id, partial(scheduler.submit, job)))
+
+    def _embed(self, job_id: int, inputs: list[str | list[int]]) -> None:
+        tokens = [self._model.tokenize_for_embedding(item) for item in inputs]
+        longest = max(map(len, tokens), default=0)
+        if longest > self._model.n_ctx_embedding:
+            raise ContextLengthError(longest, self._model.n_ctx_embedding)
+        self._engine.post(partial(self._guard, job_id, partial(self._send_embeddings, job_id, tokens)))
+
+    def _send_embeddings(self, job_id: int, tokens: Sequence[Sequence[int]]) -> None:
+        self._channel.send_event(job_id, self._model.embed(tokens))
+
+
+def main() -> int:
+    """Load the model, say so, serve until the pipe closes."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    first = channel.receive()
+    if first is None:
+        return 0
+    try:
+        model = LoadedModel(EngineSpec(**first["load"]))
+    except LocalLLMError as error:
+        channel.send({"failed": wire.error_to_wire(error)})
+        return 1
+    channel.send({"ready": asdict(model.info)})
+    engine = EngineThread(model, channel)
+    thread = threading.Thread(target=_run_or_die, args=(engine.run,), name="engine")
+    thread.start()
+    Worker(model, channel, engine).serve()
+    # The engine thread may be deep in a long batch whose result nobody waits for.
+    os._exit(0)
+
+
+def _run_or_die(run: Task) -> None:
+    """A dead engine thread must not leave a living process that never answers."""
+    try:
+        run()
+    except BaseException:
+        log.exception("the engine thread failed")
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
