@@ -1,0 +1,142 @@
+"""The machine: chip, cores, and the linear-algebra library that MLX finds on Linux."""
+
+import ctypes
+import ctypes.util
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine is.
+
+    Attributes:
+        system: ``macOS 15.5``, ``Linux 6.8.0``.
+        architecture: ``arm64``, ``x86_64``.
+        chip: As its maker calls it; empty when unknown.
+        cores: Physical cores that this process may use.
+        performance_cores: The fast ones of them; equal to ``cores`` where all are alike.
+    """
+
+    system: str
+    architecture: str
+    chip: str
+    cores: int
+    performance_cores: int
+
+    @property
+    def apple_silicon(self) -> bool:
+        """Apple's own chip: unified memory, Metal."""
+        return self.system.startswith("macOS") and self.architecture == "arm64"
+
+
+@dataclass(frozen=True)
+class Blas:
+    """A tuned BLAS that MLX can be made to use.
+
+    Attributes:
+        name: ``OpenBLAS`` or ``MKL``.
+        library: What the loader takes: a path or a library's name.
+    """
+
+    name: str
+    library: str
+
+
+def read_machine(root: Path = Path("/")) -> Machine:
+    """Look at this machine.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are; tests give a directory.
+    """
+    if platform.system() == "Darwin":
+        cores = _positive(sysctl("hw.physicalcpu")) or os.cpu_count() or 1
+        fast = _positive(sysctl("hw.perflevel0.physicalcpu")) or cores
+        system = f"macOS {platform.mac_ver()[0]}"
+        return Machine(system, platform.machine(), sysctl("machdep.cpu.brand_string"), cores, fast)
+    cores = _linux_cores()
+    fast = min(cores, _count_cpus(root / "sys/devices/cpu_core/cpus") or cores)
+    system = f"{platform.system()} {platform.release()}"
+    return Machine(system, platform.machine(), _linux_chip(root / "proc/cpuinfo"), cores, fast)
+
+
+def sysctl(name: str) -> str:
+    """A kernel value on macOS; empty where it, or the program that reads it, does not exist."""
+    try:
+        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def find_blas(prefix: Path | None = None) -> Blas | None:
+    """The tuned BLAS that MLX should use on Linux: the system's OpenBLAS, else the ``mkl`` wheel's library.
+
+    MLX's Linux wheel carries the reference BLAS: about 5 GFLOP/s, where a tuned one gives 100 on two cores. On macOS
+    MLX uses Accelerate and Metal, and None is right.
+
+    Args:
+        prefix: Where the ``mkl`` wheel puts its libraries (``sys.prefix``).
+    """
+    if platform.system() != "Linux":
+        return None
+    system = ctypes.util.find_library("openblas")
+    if system:
+        return Blas("OpenBLAS", system)
+    libraries = sorted((Path(sys.prefix) if prefix is None else prefix).glob("lib/libmkl_rt.so*"))
+    return Blas("MKL", str(libraries[-1])) if libraries else None
+
+
+def preload_blas() -> Blas | None:
+    """Make MLX use :func:`find_blas`; call it before ``mlx.core`` is imported, in a process that computes.
+
+    The library's ``cblas_*`` functions become global, so the dynamic linker prefers them to those of MLX's own copy.
+
+    Returns:
+        What was loaded; None when there is none, or it cannot be loaded.
+    """
+    blas = find_blas()
+    if blas is None:
+        return None
+    try:
+        ctypes.CDLL(blas.library, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return None  # found but broken (a missing dependency): slow is better than not at all
+    return blas
+
+
+def _linux_cores() -> int:
+    import psutil  # deferred: 15 ms
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(psutil.cpu_count(logical=False) or allowed, allowed)
+
+
+def _linux_chip(cpuinfo: Path) -> str:
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "Model", "Hardware"):
+            return value.strip()
+    return ""
+
+
+def _count_cpus(cpus: Path) -> int:
+    """The number of CPUs in a kernel list such as ``0-7,16``; 0 when there is no such file."""
+    try:
+        ranges = cpus.read_text(encoding="ascii").strip().split(",")
+        bounds = [(int(first), int(last or first)) for first, _, last in (part.partition("-") for part in ranges)]
+    except (OSError, ValueError):
+        return 0
+    return sum(last - first + 1 for first, last in bounds)
+
+
+def _positive(text: str) -> int:
+    return int(text) if text.isdigit() else 0
