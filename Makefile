@@ -1,0 +1,64 @@
+# Everything starts here: `make run` to use it, `make test` to check it. Works with GNU make 3.81 (macOS) and later.
+SHELL = /bin/sh
+BIN = .venv/bin
+TEST_HOME = $(if $(LOCALLLM_TEST_HOME),$(LOCALLLM_TEST_HOME),.cache/test-home)
+QUESTION = What is gravity? Answer in two sentences.
+
+.DEFAULT_GOAL = help
+.PHONY: help setup run test lint format docs screenshot clean
+
+help:
+	@echo 'make run         install if needed, fetch the starter model, open the app'
+	@echo '                 (without a terminal: ask the starter model one question)'
+	@echo 'make test        install what tests need, run all of them with a real model'
+	@echo 'make lint        ruff, mypy --strict, import-linter'
+	@echo 'make format      let ruff format and mend what it can'
+	@echo 'make docs        write docs/commands.md anew from the commands themselves'
+	@echo 'make screenshot  write docs/screenshot.svg anew, drawn by the app'
+	@echo 'make setup       install only'
+	@echo 'make clean       remove caches and build leftovers (not .venv, not models)'
+
+# The stamps are newer than what they depend on, so a second run does not even start pip.
+.venv/.installed: pyproject.toml constraints.txt
+	@sh scripts/setup.sh
+
+# It depends on the other stamp so that `make -j` never runs two pips in one .venv.
+.venv/.installed-dev: .venv/.installed
+	@sh scripts/setup.sh dev
+
+setup: .venv/.installed
+
+run: .venv/.installed
+	@$(BIN)/localllm pull starter
+	@if [ -t 0 ] && [ -t 1 ]; then \
+		exec $(BIN)/localllm; \
+	else \
+		echo 'Question: $(QUESTION)'; \
+		exec $(BIN)/localllm chat starter '$(QUESTION)' --temperature 0 --max-tokens 128 --stats; \
+	fi
+
+# Two rounds: tests that run a real model use all cores by themselves and go one after another.
+test: .venv/.installed-dev
+	@$(BIN)/localllm --home '$(TEST_HOME)' pull starter
+	$(BIN)/python -m pytest -m 'not model' -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -m model
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/.installed
+	$(BIN)/python scripts/commands_md.py
+
+screenshot: .venv/.installed
+	$(BIN)/python scripts/screenshot.py
+
+clean:
+	rm -rf build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache snapshot_report.html
+	find app finetune localllm quant scripts serve tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

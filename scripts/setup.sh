@@ -1,0 +1,124 @@
+#!/bin/sh
+# Makes .venv and installs the project into it, editable, with the versions of constraints.txt.
+#   sh scripts/setup.sh        what `make run` needs
+#   sh scripts/setup.sh dev    what `make test` and `make lint` need as well
+# PYTHON=/path/to/python3.12 chooses the Python. Your own pip settings (index, proxy, cache) hold.
+set -eu
+
+cd "$(dirname "$0")/.."
+LOG=.venv/install.log
+MINIMUM="sys.version_info >= (3, 11)"
+pip_pid=
+
+fail() {
+    echo "setup: $1" >&2
+    shift
+    for line in "$@"; do echo "  $line" >&2; done
+    exit 1
+}
+
+find_python() {
+    for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.14; do
+        if "$candidate" -c "import sys; sys.exit(not $MINIMUM)" 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+        # A Python that was asked for by name is not replaced by another.
+        [ -z "${PYTHON:-}" ] || break
+    done
+}
+
+has_compiler() {
+    command -v "${CXX:-c++}" >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 || command -v clang++ >/dev/null 2>&1
+}
+
+compiler_hint() {
+    if [ "$(uname)" = Darwin ]; then
+        echo "Install Apple's with: xcode-select --install"
+    else
+        echo "Install one with your system's packages, on Debian and Ubuntu: apt install build-essential"
+    fi
+}
+
+# Tests train with MLX, whose Linux wheel is 20 times faster with a tuned BLAS at hand.
+extras() {
+    [ "${1:-}" = dev ] || return 0
+    if [ "$(uname -sm)" = "Linux x86_64" ] && ! PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q libopenblas; then
+        echo "[dev,mkl]"
+    else
+        echo "[dev]"
+    fi
+}
+
+clock() {
+    printf '%d:%02d' $(($1 / 60)) $(($1 % 60))
+}
+
+# step LABEL PIP-ARGUMENTS…: runs pip, its output in the log, and shows how long it has been at it.
+step() {
+    label=$1
+    shift
+    started=$(date +%s)
+    .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt "$@" >>"$LOG" 2>&1 &
+    pip_pid=$!
+    # Asked often, so that a short step ends at once; said seldom where there is no terminal.
+    said=0
+    while kill -0 "$pip_pid" 2>/dev/null; do
+        elapsed=$(($(date +%s) - started))
+        if [ -t 1 ]; then
+            printf '\r  %s  %s ' "$label" "$(clock "$elapsed")"
+        elif [ "$elapsed" -ge "$said" ]; then
+            echo "  $label  $(clock "$elapsed")"
+            said=$((elapsed + 30))
+        fi
+        sleep 1
+    done
+    result=0
+    wait "$pip_pid" || result=$?
+    pip_pid=
+    [ ! -t 1 ] || echo
+    [ "$result" -eq 0 ] || install_failed
+}
+
+install_failed() {
+    echo "setup: pip failed; the end of $LOG:" >&2
+    tail -n 25 "$LOG" | sed 's/^/  | /' >&2
+    if ! has_compiler; then
+        fail "There is no C/C++ compiler, and llama-cpp-python is compiled on your machine." "$(compiler_hint)"
+    fi
+    fail "The install did not finish; run the same command again when that is mended." "The whole log is in $LOG."
+}
+
+interrupted() {
+    [ -z "$pip_pid" ] || kill "$pip_pid" 2>/dev/null || true
+    echo >&2
+    echo "setup: stopped. Run the same command again to go on." >&2
+    exit 130
+}
+trap interrupted INT TERM
+
+python=$(find_python)
+[ -n "$python" ] || fail "Python 3.11 or later is needed; ${PYTHON:-python3} is $("${PYTHON:-python3}" -V 2>&1 || echo missing)." \
+    "Install one, or say where it is: make run PYTHON=/path/to/python3.12"
+
+# A .venv that was moved, or whose Python has gone, cannot be mended.
+if ! .venv/bin/python -c "import sys, pip; sys.exit(not $MINIMUM)" 2>/dev/null; then
+    "$python" -c "import ensurepip, venv" 2>/dev/null || fail "$python has no venv module." \
+        "On Debian and Ubuntu: apt install python3-venv"
+    rm -rf .venv
+    "$python" -m venv .venv
+fi
+
+: >"$LOG"
+begun=$(date +%s)
+echo "Installing localllm into .venv (the log is $LOG)."
+if ! .venv/bin/python -c "import importlib.metadata as m; m.version('llama-cpp-python')" 2>/dev/null; then
+    has_compiler || echo "  No C/C++ compiler found; llama-cpp-python needs one. $(compiler_hint)"
+    echo "  llama-cpp-python is compiled for this machine, once: about five minutes on two cores."
+    step "compiling llama-cpp-python" llama-cpp-python
+fi
+extra=$(extras "${1:-}")
+step "installing ${extra:-the rest}" -e ".$extra"
+touch .venv/.installed
+[ "${1:-}" != dev ] || touch .venv/.installed-dev
+echo "Installed in $(clock $(($(date +%s) - begun))); .venv takes $(du -sh .venv | cut -f1)."
