@@ -67,7 +67,7 @@ class ConversationStore:
         with self._write() as connection:
             cursor = connection.execute(
                 "INSERT INTO conversations (title, created, updated, model, system_prompt) VALUES (?, ?, ?, ?, ?)",
-                (title, now, now, model, system_prompt),
+                (_storable(title), now, now, model, _storable(system_prompt)),
             )
             return self._conversation(int(cursor.lastrowid or 0))
 
@@ -119,7 +119,7 @@ class ConversationStore:
         Raises:
             ConversationError: There is no such conversation.
         """
-        self._update_conversation(conversation_id, "title = ?", title)
+        self._update_conversation(conversation_id, "title = ?", _storable(title))
 
     def set_model(self, conversation_id: int, model: str) -> None:
         """Let a conversation go on with another model.
@@ -176,7 +176,7 @@ class ConversationStore:
             cursor = connection.execute(
                 "INSERT INTO messages (conversation_id, parent_id, role, content, status, model, error, created, "
                 "owner) VALUES (?, ?, ?, ?, ?, ?, '', ?, ?)",
-                (conversation_id, parent_id, role, content, status, model, now, self._owner),
+                (conversation_id, parent_id, role, _storable(content), status, model, now, self._owner),
             )
             connection.execute(
                 "UPDATE conversations SET active_leaf = ?, updated = ? WHERE id = ?",
@@ -188,7 +188,8 @@ class ConversationStore:
         """Save the text so far of a message that streams. One that has ended keeps its text."""
         with self._write() as connection:
             connection.execute(
-                "UPDATE messages SET content = ? WHERE id = ? AND status = 'streaming'", (content, message_id)
+                "UPDATE messages SET content = ? WHERE id = ? AND status = 'streaming'",
+                (_storable(content), message_id),
             )
 
     def finish(
@@ -209,7 +210,7 @@ class ConversationStore:
             connection.execute(
                 "UPDATE messages SET status = ?, content = ?, usage = ?, error = ? "
                 "WHERE id = ? AND status = 'streaming'",
-                (status, content, json.dumps(dict(usage)) if usage else None, error, message_id),
+                (status, _storable(content), json.dumps(dict(usage)) if usage else None, _storable(error), message_id),
             )
             return self._message(message_id)
 
@@ -255,6 +256,16 @@ class ConversationStore:
                 (message.conversation_id, message.parent_id),
             )
             return tuple(Message.from_row(row) for row in rows)
+
+    def branch_positions(self, conversation_id: int) -> dict[int, tuple[int, int]]:
+        """For every message of a conversation: which of its siblings it is, counted from 1, and how many there are."""
+        with self._read() as connection:
+            rows = connection.execute(
+                "SELECT id, row_number() OVER siblings, count(*) OVER (PARTITION BY parent_id) FROM messages "
+                "WHERE conversation_id = ? WINDOW siblings AS (PARTITION BY parent_id ORDER BY id)",
+                (conversation_id,),
+            )
+            return {message_id: (position, count) for message_id, position, count in rows}
 
     def set_active(self, message_id: int) -> Message:
         """Show the branch through this message, down to the newest leaf below it; return that leaf.
@@ -329,6 +340,11 @@ class ConversationStore:
                 if self._connection.in_transaction:  # a full disk may have rolled back already
                     self._connection.execute("ROLLBACK")
                 raise
+
+
+def _storable(text: str) -> str:
+    # Half a surrogate pair (from a file name, or broken JSON) is no Unicode text; SQLite refuses it.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _no_conversation(conversation_id: int) -> ConversationError:

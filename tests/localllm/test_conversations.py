@@ -70,10 +70,16 @@ def test_damage_in_the_middle_is_reported(store):
     raw = bytearray(store.path.read_bytes())
     raw[4096 * 3 :] = b"\xff" * (len(raw) - 4096 * 3)
     store.path.write_bytes(raw)
-    damaged = ConversationStore(store.path)
+
+    def use():
+        damaged = ConversationStore(store.path)
+        try:
+            damaged.search("message")
+        finally:
+            damaged.close()
+
     with pytest.raises(ConversationError, match="damaged"):
-        damaged.search("message")
-    damaged.close()
+        use()  # when SQLite notices depends on the page
 
 
 def test_a_directory_that_is_not_there(tmp_path):
@@ -281,10 +287,28 @@ def test_a_message_ends_once(store):
     assert store.finish(message.id, "cancelled", "late") == ended
 
 
+def test_half_a_surrogate_pair_is_replaced(store):
+    conversation = store.create("a\ud800")
+    assert store.get(conversation.id).title == "a\ufffd"
+    message = store.append(conversation.id, None, "assistant", "b\udfff", status="streaming")
+    assert message.content == "b\ufffd"
+    assert store.finish(message.id, "done", "c\ud83d").content == "c\ufffd"
+
+
 def test_text_comes_back_as_it_was(store):
     conversation = store.create("t")
     text = "\x1b[31m\x00 'quoted'; -- \U0001f600 \ud7ff\nline"
     assert store.message(store.append(conversation.id, None, "user", text).id).content == text
+
+
+def test_branch_positions(store):
+    conversation = store.create("t")
+    ask = store.append(conversation.id, None, "user", "ask")
+    answers = [store.append(conversation.id, ask.id, "assistant", str(index)) for index in range(3)]
+    assert store.branch_positions(conversation.id) == {
+        ask.id: (1, 1),
+        **{answer.id: (index + 1, 3) for index, answer in enumerate(answers)},
+    }
 
 
 # ── two at once ──
