@@ -5,10 +5,12 @@ is imported only when that command was chosen.
 """
 
 import argparse
+import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -113,6 +115,10 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A model may write what the terminal's encoding cannot show.
+            stream.reconfigure(errors="replace")
     try:
         code = _dispatch(sys.argv[1:] if argv is None else argv)
         # Flushed here, and not at the interpreter's end, so that a reader who has left is noticed in this try.
@@ -139,9 +145,9 @@ def _dispatch(argv: Sequence[str]) -> int:
     args = command_parser(command, module).parse_args(frame.rest)
     chosen = args.home or frame.home
     home = (Home(chosen.expanduser().absolute()) if chosen else Home.resolve()).ensure()
-    _start_log(home)
     try:
-        return module.run(args, home)
+        with _logging(home):
+            return module.run(args, home)
     except (LocalLLMError, BrokenPipeError):
         raise
     except Exception:  # noqa: BLE001  any other exception is a bug: it is shown whole, with where to look further
@@ -162,8 +168,12 @@ def _find(name: str) -> Command:
     raise UsageError(f"There is no command {name!r}.", hint)
 
 
-def _start_log(home: Home) -> None:
+@contextmanager
+def _logging(home: Home) -> Iterator[None]:
+    """Log to a file inside, and leave the process's logging as it was."""
     # Settings bring pydantic (56 ms) and logging to a file brings sockets (10 ms): `--help` needs neither.
+    import logging
+
     from localllm.logs import log_to_file
     from localllm.settings import load_settings
 
@@ -172,7 +182,15 @@ def _start_log(home: Home) -> None:
     except SettingsError:
         # The command that needs the settings says what is wrong with them; `pull` and `doctor` must still run.
         level = "info"
+    root = logging.getLogger()
+    before = root.handlers[:]
     log_to_file(home, "cli", level)
+    try:
+        yield
+    finally:
+        for handler in root.handlers:
+            handler.close()
+        root.handlers[:] = before
 
 
 def _add_home(parser: argparse.ArgumentParser) -> None:
