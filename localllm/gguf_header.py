@@ -27,9 +27,10 @@ _MAX_KEY = 0xFFFF  # bytes, from the format
 _MAX_TENSOR_NAME = 63  # bytes; ggml keeps names in char[64]
 _MAX_DIMS = 4
 _MAX_INT64 = (1 << 63) - 1
-# A hundred times what the largest known models have.
+# Far more than the largest known models have; each bounds the time that a header can take.
 _MAX_PAIRS = 1 << 16
 _MAX_TENSORS = 1 << 18
+_MAX_STRINGS = 1 << 24
 # The shortest that one can be: what a count may claim is bounded by what the file could hold.
 _MIN_PAIR = 8 + 1 + 4 + 1
 _MIN_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
@@ -192,6 +193,7 @@ class _Parser:
     def __init__(self, cursor: Cursor) -> None:
         self.cursor = cursor
         self.kept = 0
+        self.n_strings = 0
         self.kinds: dict[str, int] = {}
         self.metadata: dict[str, Value] = {}
 
@@ -274,6 +276,9 @@ class _Parser:
         if kind == ARRAY:
             raise cursor.invalid(f"{what} is an array of arrays")
         if kind == STRING:
+            self.n_strings += count
+            if self.n_strings > _MAX_STRINGS:
+                raise cursor.invalid(f"its arrays claim {self.n_strings} strings")
             cursor.skip_strings(count, what)
         elif kind not in NUMBERS:
             raise cursor.invalid(f"{what} is an array of the unknown type {kind}")

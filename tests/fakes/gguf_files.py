@@ -1,6 +1,7 @@
 """Small GGUF files made on the spot, with the reference writer of the `gguf` package."""
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
@@ -126,3 +127,40 @@ def _add(writer: gguf.GGUFWriter, key: str, value: int | float | bool | str | li
             writer.add_string(key, value)
         case list():
             writer.add_array(key, value)
+
+
+def text(value: str | bytes) -> bytes:
+    """A string as GGUF writes it."""
+    raw = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def pair(key: str | bytes, kind: int, value: bytes) -> bytes:
+    """A metadata pair, with any type number and any bytes as its value."""
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def tensor(name: str | bytes, shape: Sequence[int], kind: int = 0, offset: int = 0, n_dims: int | None = None) -> bytes:
+    """A tensor's description."""
+    dims = struct.pack(f"<I{len(shape)}Q", len(shape) if n_dims is None else n_dims, *shape)
+    return text(name) + dims + struct.pack("<IQ", kind, offset)
+
+
+ARCHITECTURE = pair("general.architecture", 8, text("llama"))
+
+
+def raw_gguf(
+    pairs: Sequence[bytes] = (ARCHITECTURE,),
+    tensors: Sequence[bytes] = (),
+    data: bytes = b"",
+    *,
+    magic: bytes = b"GGUF",
+    version: int = 3,
+    n_pairs: int | None = None,
+    n_tensors: int | None = None,
+    alignment: int = 32,
+) -> bytes:
+    """A GGUF file put together by hand, so that anything in it can be wrong."""
+    counts = (len(tensors) if n_tensors is None else n_tensors, len(pairs) if n_pairs is None else n_pairs)
+    head = magic + struct.pack("<IQQ", version, *counts) + b"".join(pairs) + b"".join(tensors)
+    return head + bytes(-len(head) % alignment) + data
