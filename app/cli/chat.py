@@ -115,7 +115,7 @@ def read_words(words: Sequence[str], is_model: Callable[[str], bool]) -> Asked:
     match list(words):
         case []:
             return Asked("", None)
-        case [_, "" | " "] | ["" | " "]:
+        case [*_, last] if not last.strip():
             raise UsageError("The prompt is empty.", "Leave it out to chat line by line.")
         case [model, prompt]:
             return Asked(model, prompt)

@@ -11,13 +11,12 @@ from app.cli.output import print_table
 from app.turn import AnswerDelta, AnswerDone, AnswerFailed, AnswerStarted, ChatClient, ChatTurn, TurnEvent
 from localllm.conversations import ConversationStore, Message
 from localllm.errors import LocalLLMError
-from localllm.models.manifest import Manifest
-from localllm.models.store import ModelStore
 from localllm.sanitize import one_line, printable
 from serve.events import StreamDone
 
 if TYPE_CHECKING:
-    # The client's module brings the HTTP library (about 150 ms); only its type is wanted here.
+    from localllm.models.manifest import Manifest
+    from localllm.models.store import ModelStore
     from serve.client import ChatOptions
 
 _HELP = '''\
@@ -81,10 +80,10 @@ class LineChat:
 
     def __init__(
         self,
-        models: ModelStore,
+        models: "ModelStore",
         conversations: ConversationStore,
         connect: Callable[[], Awaitable[ClosableClient]],
-        model: Manifest,
+        model: "Manifest",
         options: "ChatOptions",
         *,
         system_prompt: str = "",
