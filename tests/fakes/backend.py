@@ -1,0 +1,102 @@
+"""A model without weights: the next token is a checksum of everything its sequence holds.
+
+Any mistake in positions, sharing, batching or resuming therefore changes the text.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+from serve.engine.types import SamplingParams
+
+EOG = 256
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """What the fake model says after ``tokens``: a letter, or now and then the end."""
+    return min(zlib.crc32(bytes(str(list(tokens)), "ascii")) % 262, EOG)
+
+
+def reference(prompt: Sequence[int], max_tokens: int | None, n_ctx: int) -> tuple[list[int], str]:
+    """What a request must get when it runs alone: its tokens, and why it ended."""
+    tokens = list(prompt)
+    while True:
+        tokens.append(next_token(tokens))
+        n = len(tokens) - len(prompt)
+        if tokens[-1] == EOG:
+            return tokens[len(prompt) :], "stop"
+        if (max_tokens is not None and n >= max_tokens) or len(tokens) >= n_ctx:
+            return tokens[len(prompt) :], "length"
+
+
+class FakeChain:
+    def __init__(self) -> None:
+        self.closed = False
+
+    def close(self) -> None:
+        assert not self.closed, "closed twice"
+        self.closed = True
+
+
+class FakeBackend:
+    """A unified cache of ``n_ctx`` cells, counted exactly; a cell shared by several sequences counts once."""
+
+    def __init__(self, *, n_ctx: int = 64, n_batch: int = 16, n_seq: int = 8, can_share: bool = True) -> None:
+        self.n_ctx, self.n_batch, self.n_seq, self.can_share = n_ctx, n_batch, n_seq, can_share
+        self.cells: dict[int, list[tuple[int, int]]] = {}  # seq -> (cell id, token)
+        self.rows: list[tuple[int, int, int, bool]] = []  # token, position, seq, logits
+        self.outputs: dict[int, int] = {}
+        self.chains: list[FakeChain] = []
+        self.n_decodes = 0
+        self.widest = 0
+        self._next_cell = 0
+
+    def clear_batch(self) -> None:
+        self.rows = []
+
+    def add(self, tokens: Sequence[int], pos: int, seq: int, *, logits: bool) -> int:
+        assert tokens
+        assert 0 <= seq < self.n_seq
+        assert len(self.rows) + len(tokens) <= self.n_batch, "llama.cpp would end the process"
+        for offset, token in enumerate(tokens):
+            self.rows.append((token, pos + offset, seq, logits and offset == len(tokens) - 1))
+        return len(self.rows) - 1
+
+    def decode(self) -> int:
+        assert self.rows, "an empty batch"
+        self.outputs = {}
+        used = len({cell for cells in self.cells.values() for cell, _ in cells})
+        if used + len(self.rows) > self.n_ctx:
+            return 1
+        self.n_decodes += 1
+        self.widest = max(self.widest, len({seq for _, _, seq, _ in self.rows}))
+        for row, (token, pos, seq, logits) in enumerate(self.rows):
+            cells = self.cells.setdefault(seq, [])
+            assert pos == len(cells), f"sequence {seq} holds {len(cells)} tokens, position {pos} was given"
+            cells.append((self._next_cell, token))
+            self._next_cell += 1
+            if logits:
+                self.outputs[row] = next_token([token for _, token in cells])
+        return 0
+
+    def share(self, source: int, target: int, n: int) -> bool:
+        assert not self.cells.get(target), "the target must be empty"
+        assert n <= len(self.cells[source])
+        self.cells[target] = self.cells[source][:n]
+        return True
+
+    def drop(self, seq: int) -> None:
+        self.cells.pop(seq, None)
+
+    def chain(self, params: SamplingParams, prompt: Sequence[int]) -> FakeChain:
+        self.chains.append(FakeChain())
+        return self.chains[-1]
+
+    def sample(self, chain: FakeChain, row: int) -> int:
+        assert not chain.closed
+        return self.outputs[row]
+
+    def piece(self, token: int) -> bytes:
+        return chr(token).encode()
+
+    def is_eog(self, token: int) -> bool:
+        return token == EOG
