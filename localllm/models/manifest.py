@@ -103,7 +103,9 @@ def read_manifest(directory: Path) -> Manifest:
         record.pop("version", None)
         record["files"] = tuple(ModelFile(**file) for file in record["files"])
         record["parent"] = Parent(**record["parent"]) if record.get("parent") else None
-        known = {key: record.pop(key) for key in list(record) if key in Manifest.__dataclass_fields__ and key != "extra"}
+        known = {
+            key: record.pop(key) for key in list(record) if key in Manifest.__dataclass_fields__ and key != "extra"
+        }
         return Manifest(**known, extra=record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidModelError(
