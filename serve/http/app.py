@@ -1,0 +1,113 @@
+"""The server's web application: its guards and its table of routes."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from localllm.errors import LocalLLMError
+from localllm.models.store import ModelStore
+from serve.http.activity import Activity, ActivityMeter
+from serve.http.catalogue import CatalogueRoutes, InternalRoutes
+from serve.http.disconnect import ClientGoneError
+from serve.http.embeddings import EmbeddingsRoutes
+from serve.http.errors import HTTPError
+from serve.http.generation import GenerationRoutes
+from serve.http.guards import MAX_BODY, BodyGuard, HostGuard, KeyGuard, Keys
+from serve.http.replies import error_response
+from serve.supervisor import Supervisor
+
+_CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to read it
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use the server.
+
+    Attributes:
+        keys: What opens it.
+        key_required: False leaves all but ``/internal/…`` open to every program on this machine.
+        hosts: Host headers allowed besides the loopback names, without a port.
+        max_body: Bytes of a request's body at most.
+    """
+
+    keys: Keys
+    key_required: bool
+    hosts: Collection[str] = ()
+    max_body: int = MAX_BODY
+
+
+def create_app(
+    supervisor: Supervisor, store: ModelStore, access: Access, activity: Activity, stop: Callable[[], None]
+) -> ASGIApp:
+    """The web application.
+
+    Args:
+        supervisor: Gives the engines.
+        store: Where models are.
+        access: Who may use it.
+        activity: Is kept up to date with the requests.
+        stop: Makes the server finish and stop.
+    """
+    generation, embeddings = GenerationRoutes(supervisor), EmbeddingsRoutes(supervisor)
+    catalogue, internal = CatalogueRoutes(store), InternalRoutes(supervisor, stop)
+    app = Starlette(
+        routes=[
+            Route("/v1/models", catalogue.models, methods=["GET"]),
+            Route("/v1/models/{model:path}", catalogue.model, methods=["GET"]),
+            Route("/v1/chat/completions", generation.chat, methods=["POST"]),
+            Route("/v1/completions", generation.completions, methods=["POST"]),
+            Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
+            Route("/health", internal.health, methods=["GET"]),
+            Route("/internal/load", internal.load, methods=["POST"]),
+            Route("/internal/shutdown", internal.shutdown, methods=["POST"]),
+        ],
+        middleware=[
+            Middleware(HostGuard, hosts=access.hosts),
+            Middleware(KeyGuard, keys=access.keys, required=access.key_required),
+            Middleware(ActivityMeter, activity=activity),
+            Middleware(BodyGuard, max_body=access.max_body),
+        ],
+        exception_handlers={
+            LocalLLMError: _localllm_error,
+            HTTPException: _http_exception,
+            ClientGoneError: _client_gone,
+            Exception: _bug,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _localllm_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, LocalLLMError)
+    return error_response(error)
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """What Starlette itself refuses: an unknown path, a wrong method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        refusal = HTTPError(405, "method_not_allowed", f"{request.method} is not allowed here.")
+    else:
+        refusal = HTTPError(
+            error.status_code, "not_found", "There is no such path.", "See the list in the documentation."
+        )
+    response = error_response(refusal)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _client_gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+async def _bug(_request: Request, _error: Exception) -> Response:
+    """Any other exception: Starlette raises it again after this answer, and it is logged with its traceback."""
+    return error_response(HTTPError(500, "server_failed", "The server failed.", "Its log has the details."))

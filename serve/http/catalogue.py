@@ -1,0 +1,95 @@
+"""``/v1/models``, ``/health`` and the app's own routes below ``/internal/``."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from localllm import __version__
+from localllm.errors import ModelNotFoundError, UsageError
+from localllm.models.manifest import Manifest
+from localllm.models.store import ModelStore
+from serve.http.disconnect import unless_disconnected
+from serve.http.json_body import parse_json
+from serve.http.openai_types import LoadRequest, validate
+from serve.supervisor import Supervisor
+
+SERVABLE = "gguf"
+
+
+class CatalogueRoutes:
+    """The routes that tell what is here.
+
+    Args:
+        store: Where models are.
+    """
+
+    def __init__(self, store: ModelStore) -> None:
+        self._store = store
+
+    async def models(self, _request: Request) -> Response:
+        """``GET /v1/models``: what can be served, whether it is loaded or not."""
+        manifests = await asyncio.to_thread(self._store.list)
+        data = [_model_fields(manifest) for manifest in manifests if manifest.format == SERVABLE]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def model(self, request: Request) -> Response:
+        """``GET /v1/models/{model}``."""
+        try:
+            manifest = await asyncio.to_thread(self._store.resolve, request.path_params["model"])
+        except UsageError as error:
+            raise ModelNotFoundError(error.message, error.hint) from None
+        return JSONResponse(_model_fields(manifest))
+
+
+class InternalRoutes:
+    """Health, and what only a holder of a key may do.
+
+    Args:
+        supervisor: Gives the engines.
+        stop: Makes the server finish and stop.
+    """
+
+    def __init__(self, supervisor: Supervisor, stop: Callable[[], None]) -> None:
+        self._supervisor = supervisor
+        self._stop = stop
+
+    async def health(self, request: Request) -> Response:
+        """``GET /health``; without a key it says nothing but that the server is there."""
+        if not request.scope["state"]["authorized"]:
+            return JSONResponse({"status": "ok"})
+        models = [vars(model) for model in self._supervisor.loaded()]
+        return JSONResponse({"status": "ok", "version": __version__, "models": models})
+
+    async def load(self, request: Request) -> Response:
+        """``POST /internal/load``: load a model now."""
+        body = validate(LoadRequest, parse_json(await request.body()))
+        return JSONResponse(await unless_disconnected(request.receive, self._load(body.model)))
+
+    async def shutdown(self, _request: Request) -> Response:
+        """``POST /internal/shutdown``: finish the answers under way, then stop."""
+        self._stop()
+        return JSONResponse({"status": "stopping"})
+
+    async def _load(self, name: str) -> dict[str, Any]:
+        async with self._supervisor.engine(name) as (manifest, engine):
+            return {"model": str(manifest.model_name), "n_ctx": engine.info.n_ctx}
+
+
+def _model_fields(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "id": str(manifest.model_name),
+        "object": "model",
+        "created": _unix_seconds(manifest.created),
+        "owned_by": "localllm",
+    }
+
+
+def _unix_seconds(created: str) -> int:
+    try:
+        return int(datetime.fromisoformat(created).timestamp())
+    except ValueError:
+        return 0  # a manifest of an unknown age

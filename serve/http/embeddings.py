@@ -1,0 +1,61 @@
+"""``/v1/embeddings``."""
+
+import base64
+import struct
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve.engine.types import Embeddings
+from serve.http.disconnect import unless_disconnected
+from serve.http.errors import HTTPError
+from serve.http.json_body import parse_json
+from serve.http.openai_types import EmbeddingsRequest, validate
+from serve.supervisor import Supervisor
+
+
+class EmbeddingsRoutes:
+    """The route that makes embeddings.
+
+    Args:
+        supervisor: Gives the engines.
+    """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    async def embeddings(self, request: Request) -> Response:
+        """``POST /v1/embeddings``."""
+        body = validate(EmbeddingsRequest, parse_json(await request.body()))
+        model, embedded = await unless_disconnected(request.receive, self._embed(body))
+        encode = _base64_floats if body.encoding_format == "base64" else list
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [
+                    {"object": "embedding", "index": index, "embedding": encode(vector)}
+                    for index, vector in enumerate(embedded.vectors)
+                ],
+                "model": model,
+                "usage": {"prompt_tokens": embedded.n_tokens, "total_tokens": embedded.n_tokens},
+            }
+        )
+
+    async def _embed(self, body: EmbeddingsRequest) -> tuple[str, Embeddings]:
+        async with self._supervisor.engine(body.model) as (manifest, engine):
+            n_embd = engine.info.n_embd
+            if body.dimensions not in (None, n_embd):
+                raise HTTPError(
+                    400,
+                    "unsupported_parameter",
+                    f"`dimensions` {body.dimensions} is not supported: this model's embeddings have {n_embd}.",
+                    "Leave it out.",
+                    "dimensions",
+                )
+            return str(manifest.model_name), await engine.embed(body.input)
+
+
+def _base64_floats(vector: Sequence[float]) -> str:
+    """Little-endian float32, as OpenAI documents it."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode("ascii")

@@ -1,0 +1,37 @@
+"""Bodies of answers that are not streamed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from localllm.errors import LocalLLMError
+from serve.engine.types import Usage
+from serve.http.errors import describe
+
+
+def error_response(error: LocalLLMError) -> JSONResponse:
+    """``error`` in OpenAI's shape, with its status."""
+    reply = describe(error)
+    return JSONResponse(reply.body, reply.status, reply.headers)
+
+
+def usage_fields(usages: Sequence[Usage]) -> dict[str, Any]:
+    """OpenAI's ``usage`` of one request, summed over its choices."""
+    n_prompt = sum(usage.n_prompt for usage in usages)
+    n_completion = sum(usage.n_completion for usage in usages)
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_completion,
+        "total_tokens": n_prompt + n_completion,
+        "prompt_tokens_details": {"cached_tokens": sum(usage.n_cached for usage in usages)},
+    }
+
+
+def timing_fields(usages: Sequence[Usage], n_ctx: int) -> dict[str, Any]:
+    """Our own ``timings``: of the slowest choice, because choices are made together."""
+    return {
+        "prompt_seconds": max(usage.prompt_seconds for usage in usages),
+        "decode_seconds": max(usage.decode_seconds for usage in usages),
+        "n_ctx": n_ctx,
+    }

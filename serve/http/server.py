@@ -1,0 +1,262 @@
+"""One running server: its socket, its lock and record, its web application, its end."""
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import uvicorn
+from filelock import Timeout
+from starlette.types import ASGIApp
+
+from localllm import __version__
+from localllm.errors import ServerError, SettingsError
+from localllm.memory import machine_memory
+from localllm.models.store import ModelStore
+from localllm.paths import Home
+from localllm.settings import Settings
+from serve.discovery import ServerRecord, ServerRunningError, server_lock
+from serve.http.activity import Activity
+from serve.http.app import Access, create_app
+from serve.http.guards import Keys, host_in_header, is_loopback
+from serve.supervisor import StartEngine, Supervisor
+
+DRAIN_SECONDS = 5
+# Long enough for somebody who only looks whether the lock is free.
+_LOCK_SECONDS = 1.0
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  the names are compared, not bound
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server is to run.
+
+    Attributes:
+        host: Name or address to bind.
+        port: 0 takes a free one.
+        managed: The app's own server: always asks for its token, and ends by itself when it has nothing to do.
+        api_key: A key besides the token; with one, every request must carry one of them.
+        allow_hosts: Host headers to allow besides the loopback names.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    managed: bool = True
+    api_key: str = ""
+    allow_hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers.
+
+    Attributes:
+        record: Its address and token.
+        supervisor: Its models.
+        activity: Its requests.
+    """
+
+    record: ServerRecord
+    supervisor: Supervisor
+    activity: Activity
+
+
+async def run_server(
+    home: Home,
+    settings: Settings,
+    options: ServerOptions,
+    start_engine: StartEngine,
+    *,
+    on_ready: Callable[[Running], Awaitable[None]] | None = None,
+    on_stopping: Callable[[int], None] | None = None,
+) -> None:
+    """Serve until a signal, ``/internal/shutdown``, or (managed) until there was nothing to do for a while.
+
+    Args:
+        home: Whose models; holds the lock and the record.
+        settings: For the models; ``keep_alive`` for a managed server.
+        options: How to run.
+        start_engine: Starts a model's process.
+        on_ready: Runs once requests are answered; what it raises stops the server and is raised here.
+        on_stopping: Is told the number of requests that are still under way when the server begins to stop.
+
+    Raises:
+        SettingsError: A bind that others can reach, without a key.
+        ServerRunningError: A server of this home runs already.
+        ServerError: The address cannot be bound.
+    """
+    with _only_server(home), _bound_socket(options) as bound:
+        host, port = bound.getsockname()[:2]
+        token = secrets.token_urlsafe(32)
+        record = ServerRecord(os.getpid(), _ANY_ADDRESS.get(host, host), port, token, __version__, options.managed)
+        store, activity = ModelStore(home), Activity()
+        supervisor = Supervisor(
+            store, settings, lambda: machine_memory(settings.memory_gb), start_engine, logs=home.logs
+        )
+        stopper = _Stopper(activity, on_stopping)
+        stopper.server = _uvicorn(create_app(supervisor, store, _access(options, token), activity, stopper.stop))
+        record.write(home)
+        _log.info("serving at %s, process %d, version %s", record.base_url, record.pid, __version__)
+        helpers: list[asyncio.Task[None]] = []
+        if options.managed and settings.keep_alive:
+            helpers.append(asyncio.create_task(_stop_when_idle(activity, settings.keep_alive, stopper)))
+        if on_ready is not None:
+            helpers.append(asyncio.create_task(_until_ready(on_ready(Running(record, supervisor, activity)), stopper)))
+        try:
+            with stopper.signals():
+                await stopper.server.serve(sockets=[bound])
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            outcomes = await asyncio.gather(*helpers, return_exceptions=True)
+            home.server_file.unlink(missing_ok=True)
+            await supervisor.close()
+            _log.info("stopped")
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+
+def _access(options: ServerOptions, token: str) -> Access:
+    return Access(
+        keys=Keys([token, options.api_key]),
+        key_required=options.managed or bool(options.api_key),
+        hosts={host_in_header(name) for name in (options.host, *options.allow_hosts)},
+    )
+
+
+def _uvicorn(app: ASGIApp) -> "_Uvicorn":
+    return _Uvicorn(
+        uvicorn.Config(
+            app,
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+    )
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn that leaves signals to us: its own handlers raise the signal once more after a graceful stop."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]  # a generator there
+        return nullcontext()
+
+
+class _Stopper:
+    """Begins the end of a server, once."""
+
+    def __init__(self, activity: Activity, on_stopping: Callable[[int], None] | None) -> None:
+        self.server: _Uvicorn | None = None
+        self._activity = activity
+        self._on_stopping = on_stopping
+
+    def stop(self) -> None:
+        """Stop taking requests, finish the ones under way; a second call does not wait for them."""
+        server = self.server
+        assert server is not None, "set before anything can ask to stop"
+        if server.should_exit:
+            server.force_exit = True
+            return
+        server.should_exit = True
+        if self._on_stopping is not None:
+            self._on_stopping(self._activity.requests)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Inside, Ctrl-C and SIGTERM stop the server gracefully. In a thread of a test there are no signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+
+async def _stop_when_idle(activity: Activity, keep_alive: float, stopper: _Stopper) -> None:
+    while (left := keep_alive - activity.idle_seconds()) > 0:  # noqa: ASYNC110  time passes without events
+        await asyncio.sleep(min(left, 1.0))
+    _log.info("nothing to do for %.0f s", keep_alive)
+    stopper.stop()
+
+
+async def _until_ready(ready: Awaitable[None], stopper: _Stopper) -> None:
+    try:
+        await ready
+    except Exception:
+        stopper.stop()
+        raise  # run_server raises it once the server has stopped
+
+
+@contextmanager
+def _only_server(home: Home) -> Iterator[None]:
+    """Hold the lock of this home's server; a record from before is stale then, and is removed."""
+    lock = server_lock(home)
+    try:
+        lock.acquire(timeout=_LOCK_SECONDS)
+    except Timeout:
+        raise ServerRunningError("A server of this home runs already.", f"Its home is {home.root}.") from None
+    try:
+        home.server_file.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _bound_socket(options: ServerOptions) -> Iterator[socket.socket]:
+    """The listening socket; connections wait in it until uvicorn takes them.
+
+    Raises:
+        SettingsError: Others could reach it, and there is no key.
+        ServerError: The address cannot be bound.
+    """
+    where = f"{host_in_header(options.host)}:{options.port}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError) as error:
+        raise ServerError(f"The host {options.host!r} has no address here.", "Use 127.0.0.1.") from error
+    ip = str(address[0])
+    if not is_loopback(ip) and not options.api_key:
+        reach = "every network" if ipaddress.ip_address(ip.partition("%")[0]).is_unspecified else "a network"
+        raise SettingsError(
+            f"Binding {options.host} opens the server to {reach}, and there is no key.",
+            "Set LOCALLLM_API_KEY to a long random text, or bind 127.0.0.1.",
+        )
+    with socket.socket(family, kind) as bound:
+        try:
+            if os.name == "posix":
+                # A port that a server of a minute ago used is free again at once.
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen(128)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ServerError(
+                    f"Port {options.port} on {options.host} is in use.",
+                    "Choose another with --port; --port 0 finds one.",
+                ) from error
+            raise ServerError(
+                f"{where} cannot be bound: {error.strerror}.", "Choose another --host or --port."
+            ) from error
+        yield bound

@@ -1,0 +1,151 @@
+"""Server-sent events: chunks from prebuilt byte templates, and the response that sends them.
+
+A chunk is the bytes before the text, the text as a JSON string, and the bytes after it: one token costs one small
+``json.dumps``, no model validation and no dictionary.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Literal
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from localllm.errors import LocalLLMError
+from serve.engine.types import FinishReason, Usage
+from serve.http.disconnect import ClientGoneError, unless_disconnected
+from serve.http.errors import HTTPError, describe
+from serve.http.replies import timing_fields, usage_fields
+
+DONE = b"data: [DONE]\n\n"
+_PLACE = "\0text\0"
+_OBJECTS = {"chat": "chat.completion.chunk", "text": "text_completion"}
+
+
+class ChunkWriter:
+    """Writes the chunks of one streamed answer.
+
+    Args:
+        kind: ``chat`` or ``text``, for /v1/chat/completions or /v1/completions.
+        answer_id: The answer's id.
+        created: Unix seconds.
+        model: The model that answers.
+        n_choices: Number of choices.
+        include_usage: The client asked for the usage; every chunk but the last then carries ``"usage": null``.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["chat", "text"],
+        answer_id: str,
+        created: int,
+        model: str,
+        n_choices: int = 1,
+        include_usage: bool = False,
+    ) -> None:
+        self._kind = kind
+        self._head = {"id": answer_id, "object": _OBJECTS[kind], "created": created, "model": model}
+        self._usage_null: dict[str, Any] = {"usage": None} if include_usage else {}
+        self._templates = [self._template(index) for index in range(n_choices)]
+
+    def first(self, index: int) -> bytes:
+        """The chunk that says that the choice has begun."""
+        delta = {"role": "assistant", "content": ""}
+        return self._frame([self._choice(index, delta if self._kind == "chat" else "")], **self._usage_null)
+
+    def text(self, index: int, text: str) -> bytes:
+        """A chunk of text. Non-ASCII is escaped: some clients split lines at U+2028 and its kin."""
+        before, after = self._templates[index]
+        return before + json.dumps(text).encode("ascii") + after
+
+    def last(self, index: int, reason: FinishReason, usage: Usage, n_ctx: int) -> bytes:
+        """The chunk that ends a choice, with our own ``timings``."""
+        choice = self._choice(index, {} if self._kind == "chat" else "", reason)
+        return self._frame([choice], timings=timing_fields([usage], n_ctx), **self._usage_null)
+
+    def usage(self, usages: Sequence[Usage]) -> bytes:
+        """The chunk after all choices, with the usage and no choice."""
+        return self._frame([], usage=usage_fields(usages))
+
+    def _choice(self, index: int, content: object, reason: FinishReason | None = None) -> dict[str, Any]:
+        name = "delta" if self._kind == "chat" else "text"
+        return {"index": index, name: content, "logprobs": None, "finish_reason": reason}
+
+    def _frame(self, choices: list[dict[str, Any]], **more: object) -> bytes:
+        return _event({**self._head, "choices": choices, **more})
+
+    def _template(self, index: int) -> tuple[bytes, bytes]:
+        content: object = {"content": _PLACE} if self._kind == "chat" else _PLACE
+        frame = self._frame([self._choice(index, content)], **self._usage_null)
+        before, _, after = frame.partition(json.dumps(_PLACE).encode("ascii"))
+        return before, after
+
+
+def _event(record: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n\n"
+
+
+class EventStream(Response):
+    """A streamed answer whose first event is known already, so its status is 200.
+
+    What goes wrong from here on is sent as an event in OpenAI's error shape, without ``[DONE]`` after it. A client that
+    goes away closes ``frames``, which cancels the request in the engine.
+
+    Args:
+        first: The first event.
+        frames: The others.
+    """
+
+    def __init__(self, first: bytes, frames: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
+        # The length is not known before the end.
+        del self.headers["content-length"]
+        self._first = first
+        self._frames = frames
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  ASGI's signature
+        """Send everything, or stop when the client goes away."""
+        try:
+            await unless_disconnected(receive, self._write(send))
+        except ClientGoneError:
+            return
+        finally:
+            await self._frames.aclose()
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        try:
+            async for frame in self._frames:
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+        except LocalLLMError as error:
+            await self._end(send, _event(describe(error).body))
+        except Exception:
+            # A bug: the client learns that the answer is not whole, the log gets the traceback.
+            await self._end(send, _event(describe(HTTPError(500, "server_failed", "The server failed.")).body))
+            raise
+        else:
+            await self._end(send, b"")
+
+    @staticmethod
+    async def _end(send: Send, body: bytes) -> None:
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _first(frames: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(frames)
+
+
+async def open_stream(receive: Receive, frames: AsyncGenerator[bytes, None]) -> EventStream:
+    """Wait for the first event of ``frames``, so that an error before it still gets its own status.
+
+    Raises:
+        LocalLLMError: As ``frames`` raises before its first event.
+        ClientGoneError: The client did not wait.
+    """
+    try:
+        first = await unless_disconnected(receive, _first(frames))
+    except BaseException:
+        await frames.aclose()
+        raise
+    return EventStream(first, frames)

@@ -1,0 +1,238 @@
+"""Which models are loaded: one child process each, started on demand, replaced when memory is short.
+
+Names are looked up in the model store and nowhere else, so no request can make the server open a path of its choice.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from localllm.errors import EngineBusyError, ModelNotFoundError, RequestError, ServerError, UsageError
+from localllm.gguf_header import read_gguf_header
+from localllm.memory import Fit, MachineMemory, require_fit
+from localllm.models.manifest import Manifest
+from localllm.models.store import ModelStore
+from localllm.settings import Settings
+from serve.engine.types import Engine, EngineSpec
+
+_log = logging.getLogger(__name__)
+
+
+class StartEngine(Protocol):
+    """Starts the child process of a model; see :func:`serve.engine.process.start_engine`."""
+
+    async def __call__(self, spec: EngineSpec, *, log_path: Path) -> Engine:
+        """Load the model.
+
+        Raises:
+            EngineLoadError: The child could not.
+        """
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        name: Its full name.
+        n_ctx: Tokens that one request may use.
+        memory: Bytes reckoned for it.
+        requests: Requests under way.
+        pid: Process id of its engine.
+    """
+
+    name: str
+    n_ctx: int
+    memory: int
+    requests: int
+    pid: int
+
+
+@dataclass
+class _Slot:
+    """A model that was asked for: loaded, being loaded, or neither."""
+
+    manifest: Manifest
+    engine: Engine | None = None
+    loading: asyncio.Task[Engine] | None = None
+    memory: int = 0
+    users: int = 0
+    last_used: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest.model_name)
+
+
+class Supervisor:
+    """Keeps the engines.
+
+    Args:
+        store: Where models are.
+        settings: ``ctx``, ``threads`` and ``gpu_layers`` are used.
+        machine: Tells the memory of this machine; called at every load.
+        start_engine: Starts a model's process.
+        logs: Directory for the engines' log files.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        settings: Settings,
+        machine: Callable[[], MachineMemory],
+        start_engine: StartEngine,
+        logs: Path,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._machine = machine
+        self._start_engine = start_engine
+        self._logs = logs
+        # The file's digest is part of the key: a model that was pulled anew is loaded anew.
+        self._slots: dict[tuple[str, str], _Slot] = {}
+        # One load at a time: two could each find room that only one of them can have.
+        self._load_lock = asyncio.Lock()
+        self._closed = False
+
+    @asynccontextmanager
+    async def engine(self, name: str) -> AsyncIterator[tuple[Manifest, Engine]]:
+        """The engine of a model, loaded if need be, and kept while inside.
+
+        A caller that is cancelled while it waits does not stop the load: others may wait for it, and the next request
+        finds it done.
+
+        Raises:
+            ModelNotFoundError: The store has no such model.
+            RequestError: The model is of a format that cannot be served.
+            InvalidModelError: Its file is damaged.
+            MemoryFitError: It does not fit in this machine's memory.
+            EngineBusyError: Models that are answering now hold the memory.
+            EngineLoadError: Its process could not load it.
+        """
+        slot = self._slot(await asyncio.to_thread(self._resolve, name))
+        slot.users += 1
+        try:
+            yield slot.manifest, await self._loaded(slot)
+        finally:
+            slot.users -= 1
+            slot.last_used = time.monotonic()
+
+    def loaded(self) -> list[LoadedModel]:
+        """The models in memory, sorted by name."""
+        return sorted(
+            (
+                LoadedModel(slot.name, engine.info.n_ctx, slot.memory, slot.users, engine.info.pid)
+                for slot in self._slots.values()
+                if (engine := slot.engine) is not None and engine.alive
+            ),
+            key=lambda model: model.name,
+        )
+
+    async def close(self) -> None:
+        """End every engine; requests under way fail with EngineDiedError."""
+        self._closed = True
+        loading = [slot.loading for slot in self._slots.values() if slot.loading is not None]
+        for task in loading:
+            task.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)
+        engines = [slot.engine for slot in self._slots.values() if slot.engine is not None]
+        self._slots.clear()
+        await asyncio.gather(*(engine.close() for engine in engines))
+
+    def _resolve(self, name: str) -> Manifest:
+        try:
+            return self._store.resolve(name)
+        except UsageError as error:
+            # To the API a name that can be none is a name that is not there.
+            raise ModelNotFoundError(error.message, error.hint) from None
+
+    def _slot(self, manifest: Manifest) -> _Slot:
+        if self._closed:
+            raise ServerError("The server is stopping.", "Ask again in a moment.")
+        key = (str(manifest.model_name), manifest.files[0].sha256 if manifest.files else "")
+        return self._slots.setdefault(key, _Slot(manifest))
+
+    async def _loaded(self, slot: _Slot) -> Engine:
+        if slot.engine is not None and slot.engine.alive:
+            return slot.engine
+        if slot.loading is None:
+            slot.loading = asyncio.create_task(self._load(slot), name=f"load {slot.name}")
+            slot.loading.add_done_callback(lambda task: self._load_ended(slot, task))
+        return await asyncio.shield(slot.loading)
+
+    @staticmethod
+    def _load_ended(slot: _Slot, task: asyncio.Task[Engine]) -> None:
+        slot.loading = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("%s could not be loaded: %s", slot.name, error)
+
+    async def _load(self, slot: _Slot) -> Engine:
+        async with self._load_lock:
+            await self._bury_dead()
+            machine = self._machine()
+            path, fit = await asyncio.to_thread(self._check, slot.manifest, machine)
+            await self._make_room(slot, fit.need.total, machine.budget)
+            spec = EngineSpec(
+                path=str(path),
+                n_ctx=fit.n_ctx,
+                n_threads=self._settings.threads,
+                n_gpu_layers=self._settings.gpu_layers,
+            )
+            log_path = self._logs / f"engine-{slot.manifest.name}-{slot.manifest.variant}.log"
+            began = time.monotonic()
+            engine = await self._start_engine(spec, log_path=log_path)
+            slot.engine, slot.memory, slot.last_used = engine, fit.need.total, time.monotonic()
+            _log.info(
+                "loaded %s in %.1f s: n_ctx %d, pid %d",
+                slot.name,
+                slot.last_used - began,
+                engine.info.n_ctx,
+                engine.info.pid,
+            )
+            return engine
+
+    def _check(self, manifest: Manifest, machine: MachineMemory) -> tuple[Path, Fit]:
+        """The file to load and the context that fits; reads the file's header, so it runs in a thread."""
+        if manifest.format != "gguf":
+            raise RequestError(
+                f"{manifest.model_name} is in {manifest.format.upper()} form, which this version cannot serve yet.",
+                "Pull the model as GGUF.",
+                "model",
+            )
+        path = self._store.file(manifest)
+        return path, require_fit(read_gguf_header(path), machine, self._settings.ctx)
+
+    async def _bury_dead(self) -> None:
+        """Forget engines whose process has ended, so that their memory counts as free."""
+        for slot in list(self._slots.values()):
+            if slot.engine is not None and not slot.engine.alive:
+                _log.warning("the process %d of %s has ended", slot.engine.info.pid, slot.name)
+                await self._unload(slot)
+
+    async def _make_room(self, wanted: _Slot, memory: int, budget: int) -> None:
+        """Unload idle models, the least recently used first, until ``memory`` bytes fit in ``budget``."""
+        while sum(slot.memory for slot in self._slots.values()) + memory > budget:
+            idle = [
+                (slot.last_used, key)
+                for key, slot in self._slots.items()
+                if slot.engine is not None and slot.users == 0 and slot.loading is None
+            ]
+            if not idle:
+                raise EngineBusyError(
+                    f"{wanted.name} does not fit in memory beside the models that are answering now.",
+                    "Ask again when they have finished.",
+                )
+            victim = self._slots.pop(min(idle)[1])
+            _log.info("unloading %s to make room for %s", victim.name, wanted.name)
+            await self._unload(victim)
+
+    @staticmethod
+    async def _unload(slot: _Slot) -> None:
+        engine, slot.engine, slot.memory = slot.engine, None, 0
+        if engine is not None:
+            await engine.close()
