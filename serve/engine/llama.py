@@ -88,6 +88,12 @@ class LlamaModel:
                 return tokens[:n]
             room = -n
 
+    def find_specials(self, text: str) -> list[str]:
+        """The texts inside ``text`` that name control tokens, such as ``<|im_end|>``."""
+        tokens = set(self.tokenize(text, add_special=False, parse_special=True))
+        controls = (token for token in tokens if lib.llama_vocab_is_control(self.vocab, token) or self.is_eog(token))
+        return [special for token in controls if (special := self.special_text(token))]
+
     def piece(self, token: int) -> bytes:
         """The bytes of one token; special tokens give none. May be a part of a character."""
         piece = self._pieces.get(token)

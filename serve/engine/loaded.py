@@ -10,6 +10,7 @@ import psutil
 from localllm.errors import RequestError
 from serve.engine.backend import LlamaBackend
 from serve.engine.llama import LlamaContext, LlamaModel
+from serve.engine.prompt import mark_specials, split_marked
 from serve.engine.scheduler import Scheduler
 from serve.engine.templates import ChatTemplate
 from serve.engine.types import Embeddings, EngineInfo, EngineSpec, GenerateRequest
@@ -155,11 +156,16 @@ class LoadedModel:
 
     def _tokenize_chat(self, request: GenerateRequest) -> list[int]:
         assert request.messages is not None
-        text = self._template.render(request.messages, **request.template_args)
+        messages = mark_specials(request.messages, self._model.find_specials)
+        text = self._template.render(messages, **request.template_args)
         # Most templates write BOS themselves; the tokenizer must not add a second one.
         bos = self._model.special_text(self._model.bos)
         add_special = self._model.add_bos and not (bos and text.startswith(bos))
-        return self._model.tokenize(text, add_special=add_special, parse_special=True)
+        tokens: list[int] = []
+        for piece, parse_special in split_marked(text):
+            tokens += self._model.tokenize(piece, add_special=add_special, parse_special=parse_special)
+            add_special = False
+        return tokens
 
     def _checked(self, tokens: Sequence[int]) -> Sequence[int]:
         # llama.cpp ends the process on a token outside the vocabulary.
