@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from localllm.sanitize import one_line
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
-_OUTPUT_MAX = 1 << 20  # characters of pip's output that are kept
+_LINES_KEPT = 1000  # of pip's output; what went wrong is at its end
 _SIZE_LINE = re.compile(r"Downloading .*\((?P<number>[\d.]+) (?P<unit>bytes|kB|MB|GB)\)")
 _UNITS = {"bytes": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
 _NO_NETWORK = re.compile(
@@ -70,7 +71,7 @@ def download_wheel(requirement: str, directory: Path, report: Report) -> Path:
         text=True,
         errors="replace",
     )
-    output: list[str] = []
+    output: deque[str] = deque(maxlen=_LINES_KEPT)
     reader = threading.Thread(target=_read, args=(process, output), daemon=True)
     reader.start()
     try:
@@ -92,13 +93,10 @@ def download_wheel(requirement: str, directory: Path, report: Report) -> Path:
     return wheels[0]
 
 
-def _read(process: "subprocess.Popen[str]", output: list[str]) -> None:
-    kept = 0
+def _read(process: "subprocess.Popen[str]", output: deque[str]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        if kept < _OUTPUT_MAX:
-            output.append(line)
-            kept += len(line)
+        output.append(line)
 
 
 def _running(process: "subprocess.Popen[str]") -> bool:
@@ -131,8 +129,8 @@ def _largest_file(directory: Path) -> int:
     return largest
 
 
-def _announced_size(output: list[str], done: int) -> int | None:
-    for line in reversed(output):
+def _announced_size(output: deque[str], done: int) -> int | None:
+    for line in tuple(output)[::-1]:
         if match := _SIZE_LINE.search(line):
             return max(done, int(float(match["number"]) * _UNITS[match["unit"]]))
     return None
@@ -148,15 +146,19 @@ def _classified(output: str, requirement: str) -> StoreError:
         return AccessDeniedError(
             f"The package registry refused {requirement}.", "Check the credentials in pip's configuration."
         )
-    if _NO_NETWORK.search(output):
+    found = _VERSIONS.search(output)
+    versions = one_line(found["list"], 120) if found else "none"
+    if _NO_NETWORK.search(output) and versions == "none":
         return NetworkError(
             f"The package registry cannot be reached for {requirement}.",
             "Check the network, and pip's index with `python -m pip config list`.",
         )
     if _NOT_FOUND.search(output):
-        found = _VERSIONS.search(output)
-        versions = one_line(found["list"], 120) if found else "none"
-        hint = "Check its spelling; only wheels are read." if versions == "none" else f"There is: {versions}."
+        hint = (
+            "Check its spelling and the network; only wheels are read."
+            if versions == "none"
+            else f"There is: {versions}."
+        )
         return SourceNotFoundError(f"The package registry has no wheel of {requirement}.", hint)
     errors = [line for line in output.splitlines() if line.startswith("ERROR:")] or output.splitlines()[-1:]
     reason = one_line(errors[-1].removeprefix("ERROR: "), 200) if errors else "it said nothing"
