@@ -8,7 +8,7 @@ set -eu
 cd "$(dirname "$0")/.."
 LOG=.venv/install.log
 MINIMUM="sys.version_info >= (3, 11)"
-pip_pid=
+ticker=
 
 fail() {
     echo "setup: $1" >&2
@@ -54,30 +54,40 @@ clock() {
     printf '%d:%02d' $(($1 / 60)) $(($1 % 60))
 }
 
-# step LABEL PIP-ARGUMENTS…: runs pip, its output in the log, and shows how long it has been at it.
-step() {
-    label=$1
-    shift
+# tick LABEL: says now and then how long LABEL has been going on, until it is killed or this script is gone.
+tick() {
     started=$(date +%s)
-    .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt "$@" >>"$LOG" 2>&1 &
-    pip_pid=$!
-    # Asked often, so that a short step ends at once; said seldom where there is no terminal.
     said=0
-    while kill -0 "$pip_pid" 2>/dev/null; do
+    while kill -0 $$ 2>/dev/null; do
         elapsed=$(($(date +%s) - started))
         if [ -t 1 ]; then
-            printf '\r  %s  %s ' "$label" "$(clock "$elapsed")"
+            printf '\r  %s  %s ' "$1" "$(clock "$elapsed")"
         elif [ "$elapsed" -ge "$said" ]; then
-            echo "  $label  $(clock "$elapsed")"
+            echo "  $1  $(clock "$elapsed")"
             said=$((elapsed + 30))
         fi
         sleep 1
     done
+}
+
+# step LABEL PIP-ARGUMENTS…: runs pip, its output in the log. pip is the one in the foreground, so that Ctrl-C reaches
+# it and the compilers below it.
+step() {
+    tick "$1" &
+    ticker=$!
+    shift
     result=0
-    wait "$pip_pid" || result=$?
-    pip_pid=
-    [ ! -t 1 ] || echo
+    .venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt "$@" >>"$LOG" 2>&1 || result=$?
+    stop_ticker
     [ "$result" -eq 0 ] || install_failed
+}
+
+stop_ticker() {
+    [ -n "$ticker" ] || return 0
+    kill "$ticker" 2>/dev/null || true
+    wait "$ticker" 2>/dev/null || true
+    ticker=
+    [ ! -t 1 ] || echo
 }
 
 install_failed() {
@@ -90,15 +100,14 @@ install_failed() {
 }
 
 interrupted() {
-    [ -z "$pip_pid" ] || kill "$pip_pid" 2>/dev/null || true
-    echo >&2
+    stop_ticker
     echo "setup: stopped. Run the same command again to go on." >&2
     exit 130
 }
 trap interrupted INT TERM
 
 python=$(find_python)
-[ -n "$python" ] || fail "Python 3.11 or later is needed; ${PYTHON:-python3} is $("${PYTHON:-python3}" -V 2>&1 || echo missing)." \
+[ -n "$python" ] || fail "Python 3.11 or later is needed; found: $("${PYTHON:-python3}" -V 2>/dev/null || echo none)." \
     "Install one, or say where it is: make run PYTHON=/path/to/python3.12"
 
 # A .venv that was moved, or whose Python has gone, cannot be mended.

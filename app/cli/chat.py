@@ -167,9 +167,15 @@ def find_model(store: "ModelStore", name: str) -> "Manifest":
         print("The starter model (98 MB) is not here yet. Fetch it now? [Y/n] ", end="", file=sys.stderr, flush=True)
         if input().strip().lower() not in ("", "y", "yes"):
             raise
-    from app.cli.pull import pull_with_progress
+    # Deferred: the sources bring subprocess and zipfile (20 ms), and this happens once.
+    from app.cli.pull import Reporter
+    from localllm.models.pull import pull
 
-    return pull_with_progress(name, store)
+    reporter = Reporter()
+    try:
+        return pull(name, store, progress=reporter)
+    finally:
+        reporter.close()
 
 
 async def answer_once(
