@@ -289,7 +289,8 @@ class SamplerChain:
         chain_params = lib.llama_sampler_chain_default_params()
         chain_params.no_perf = True
         self.handle = lib.llama_sampler_chain_init(chain_params)
-        window = n_ctx if params.repeat_last_n < 0 else params.repeat_last_n
+        # llama.cpp allocates the window, so it is never longer than what it could hold.
+        window = n_ctx if params.repeat_last_n < 0 else min(params.repeat_last_n, n_ctx)
         penalised = window > 0 and (params.repeat_penalty, params.frequency_penalty, params.presence_penalty) != (
             1,
             0,
