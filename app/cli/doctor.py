@@ -49,6 +49,7 @@ def examine(home: Home) -> Iterator[Section]:
     from localllm.memory import machine_memory
     from localllm.models.store import ModelStore
     from localllm.settings import load_settings
+    from serve.discovery import running_server
 
     try:
         settings = load_settings(home.settings_file)
@@ -67,9 +68,14 @@ def examine(home: Home) -> Iterator[Section]:
             *in_home.check_partial(home),
         ),
     )
+    server = running_server(home)
     yield Section(
         "Privacy",
-        (*privacy.check_files(home), *privacy.check_server(home), *privacy.check_network(os.environ, settings)),
+        (
+            *privacy.check_files(home),
+            *privacy.check_server(server.pid if server else None),
+            *privacy.check_network(os.environ, settings),
+        ),
     )
 
 

@@ -170,14 +170,12 @@ def _print_models(rows: Sequence[_Row], machine: "MachineMemory") -> None:
 
 def _print_typical(typical: Sequence[tuple[_Typical, dict[str, tuple[int, bool]]]], n_ctx: int) -> None:
     print(f"What would fit here, with {n_ctx} tokens of context:\n")
-    print_table(
-        ("WEIGHTS", "SUCH AS", *_QUANTIZATIONS),
-        [
-            (model.size, model.like, *(f"{human_bytes(total)} {_yes(fits):3}" for total, fits in needs.values()))
-            for model, needs in typical
-        ],
-        right=(0, 2, 3, 4),
-    )
+    headers = [header for quantization in _QUANTIZATIONS for header in (quantization, "FITS")]
+    rows = []
+    for model, needs in typical:
+        cells = [cell for total, fits in needs.values() for cell in (human_bytes(total), _yes(fits))]
+        rows.append((model.size, model.like, *cells))
+    print_table(("WEIGHTS", "SUCH AS", *headers), rows, right=(0, 2, 4, 6))
 
 
 def _print_json(

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -69,8 +70,8 @@ def check_llama(probe: RunProbe = run_probe) -> list[Finding]:
                 "problem", f"llama.cpp does not load: {found.failure}", f"Build it for this machine: `{reinstall}`."
             )
         ]
-    features = one_line(str(found.facts["system"]), 300)
-    findings = [Finding("ok", f"llama.cpp loads (llama-cpp-python {found.facts['version']}): {features}")]
+    features = " ".join(re.findall(r"(\w+) = 1", str(found.facts["system"])))
+    findings = [Finding("ok", f"llama.cpp loads, built with {features or 'no special features'}")]
     if found.facts["gpu"]:
         findings.append(Finding("ok", "It can put layers on the GPU"))
     elif platform.system() == "Darwin":

@@ -1,11 +1,10 @@
 """The privacy report: where a person's data lives, who can read it, what listens, and what leaves the machine."""
 
 import ipaddress
-import json
 import os
+import shlex
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from localllm.checkup.finding import Finding
@@ -14,6 +13,7 @@ from localllm.sanitize import one_line
 from localllm.settings import Settings
 
 _OTHERS = 0o077
+_NO_TELEMETRY = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")  # as huggingface-hub reads them
 # Parts of paths that a synchronising service watches, and its name.
 _SYNCED = {
     "mobile documents": "iCloud Drive",
@@ -33,7 +33,7 @@ def check_files(home: Home) -> list[Finding]:
         return [
             Finding("problem", f"{home.root} belongs to another user", "Set LOCALLLM_HOME to a directory of yours.")
         ]
-    tighten = f"Run `chmod -R go= '{home.root}'`."
+    tighten = f"Run `chmod -R go= {shlex.quote(str(home.root))}`."
     entered = mode & _OTHERS
     if entered:
         findings = [Finding("problem", f"Other users may enter {home.root} (mode {mode:04o})", tighten)]
@@ -42,7 +42,7 @@ def check_files(home: Home) -> list[Finding]:
     loose = list(_loose_modes(home.root))
     if loose:
         shown = one_line(str(loose[0].relative_to(home.root)), 80)
-        text = f"{len(loose)} files or directories in it have modes that let others in, such as {shown}"
+        text = f"Modes inside it that would let others in: {len(loose)}, such as that of {shown}"
         # Inside a directory that others may not enter, such a mode does harm only once the file is moved.
         findings.append(Finding("problem" if entered else "warn", text, tighten))
     synced = next((name for part in home.root.parts if (name := _SYNCED.get(part.lower()))), None)
@@ -66,7 +66,7 @@ def check_network(environ: Mapping[str, str], settings: Settings | None) -> list
         findings.append(Finding("warn", f"`pull` asks {one_line(endpoint, 100)} (HF_ENDPOINT)", "Is this hub yours?"))
     if environ.get("HF_TOKEN"):
         findings.append(Finding("ok", "HF_TOKEN is set: `pull` shows your account to the hub"))
-    if _on(environ.get("HF_HUB_DISABLE_TELEMETRY")) or _on(environ.get("DO_NOT_TRACK")):
+    if any(_on(environ.get(name)) for name in _NO_TELEMETRY):
         findings.append(Finding("ok", "The hub's own usage data is off"))
     else:
         text = "During `pull`, the hub's library tells the hub which Python and library versions it runs"
@@ -77,72 +77,44 @@ def check_network(environ: Mapping[str, str], settings: Settings | None) -> list
     return findings
 
 
-@dataclass(frozen=True)
-class RunningServer:
-    """A server that answers to this home's ``server.json``.
+def check_server(pid: int | None, listens: Callable[[int], tuple[str, ...] | None] | None = None) -> list[Finding]:
+    """Whether a server runs, and what it listens on, as the system sees it.
 
-    Attributes:
-        pid: Its process id.
-        listens: Addresses that it and its children listen on, as ``127.0.0.1:11435``; None when the system refuses to
-            tell.
+    Args:
+        pid: Process id of the home's running server; None when none runs.
+        listens: Tells the addresses that a process and its children listen on; :func:`listening` by default.
     """
-
-    pid: int
-    listens: tuple[str, ...] | None
-
-
-def check_server(home: Home) -> list[Finding]:
-    """Whether a server runs, and what it listens on, as the system sees it."""
-    try:
-        record = json.loads(home.server_file.read_text(encoding="utf-8"))
-        pid = int(record["pid"])
-    except FileNotFoundError:
+    if pid is None:
         return [Finding("ok", "No server is running: nothing listens")]
-    except (OSError, ValueError, KeyError, TypeError):
-        hint = "Remove it; the next start writes a new one."
-        return [Finding("problem", f"{home.server_file} cannot be read", hint)]
-    server = find_server(pid)
-    if server is None:
-        return [Finding("ok", "No server is running (the last one did not say goodbye): nothing listens")]
-    return judge_server(server)
+    addresses = (listens or listening)(pid)
+    running = f"A server is running (process {pid})"
+    if addresses is None:
+        return [Finding("warn", f"{running}; the system does not tell what it listens on")]
+    exposed = [address for address in addresses if not is_loopback(address.rpartition(":")[0])]
+    if exposed:
+        hint = "Other machines can reach it, with its key. Stop it, and serve on 127.0.0.1, unless you want that."
+        return [Finding("warn", f"{running} and listens on {', '.join(exposed)}", hint)]
+    if not addresses:
+        return [Finding("ok", f"{running} and does not listen yet")]
+    return [Finding("ok", f"{running} and listens only on {', '.join(addresses)}, for this machine alone")]
 
 
-def find_server(pid: int) -> RunningServer | None:
-    """The Python process ``pid`` of this user and what it listens on; None when there is no such process."""
+def listening(pid: int) -> tuple[str, ...] | None:
+    """What the process ``pid`` and its children listen on, as ``127.0.0.1:11435``; None when the system refuses."""
     import psutil  # deferred: 15 ms
 
     try:
         process = psutil.Process(pid)
-        if not any("serve" in part for part in process.cmdline()):
-            return None  # the number was given to another program since
-        family = [process, *process.children(recursive=True)]
-        listens = tuple(
+        return tuple(
             f"{connection.laddr.ip}:{connection.laddr.port}"
-            for member in family
+            for member in (process, *process.children(recursive=True))
             for connection in member.net_connections(kind="inet")
             if connection.status == psutil.CONN_LISTEN
         )
     except psutil.NoSuchProcess:
-        return None
+        return ()  # it ended since it was found
     except psutil.AccessDenied:
-        return RunningServer(pid, None)
-    return RunningServer(pid, listens)
-
-
-def judge_server(server: RunningServer) -> list[Finding]:
-    """What the addresses of a running server mean."""
-    running = f"A server is running (process {server.pid})"
-    if server.listens is None:
-        return [Finding("warn", f"{running}; the system does not tell what it listens on")]
-    exposed = [address for address in server.listens if not is_loopback(address.rpartition(":")[0])]
-    if exposed:
-        hint = "Other machines can reach it, with its key. Stop it, and serve on 127.0.0.1, unless you want that."
-        return [Finding("warn", f"{running} and listens on {', '.join(exposed)}", hint)]
-    if not server.listens:
-        return [Finding("ok", f"{running}; it does not listen yet")]
-    return [
-        Finding("ok", f"{running} and listens only on {', '.join(server.listens)}, reachable from this machine alone")
-    ]
+        return None
 
 
 def is_loopback(host: str) -> bool:

@@ -18,7 +18,6 @@ def probe_llama() -> dict[str, object]:
     import llama_cpp  # deferred: this is what is probed
 
     return {
-        "version": llama_cpp.__version__,
         "system": llama_cpp.llama_print_system_info().decode(errors="replace"),
         "gpu": bool(llama_cpp.llama_supports_gpu_offload()),
     }
