@@ -30,9 +30,10 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def _section(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
+def _section(parser: argparse.ArgumentParser, level: int, summary: str = "") -> Iterator[str]:
     yield f"{'#' * level} {parser.prog}\n"
-    yield f"{parser.description or ''}\n"
+    if text := parser.description or f"{summary[:1].upper()}{summary[1:]}.":
+        yield f"{text}\n"
     yield f"    {' '.join(parser.format_usage().split()).removeprefix('usage: ')}\n"
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     rows = [_row(action) for action in parser._actions if action not in nested and _is_shown(action)]
@@ -41,8 +42,9 @@ def _section(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     if parser.epilog:
         yield _fence(parser.epilog)
     for action in nested:
-        for child in action.choices.values():
-            yield from _section(child, level + 1)
+        summaries = {choice.dest: choice.help or "" for choice in action._choices_actions}
+        for name, child in action.choices.items():
+            yield from _section(child, level + 1, summaries.get(name, ""))
 
 
 def _is_shown(action: argparse.Action) -> bool:

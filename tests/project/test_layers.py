@@ -33,7 +33,9 @@ def test_files_and_functions_stay_small(path):
     assert text.count("\n") <= MAX_LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+            # A docstring is no complexity.
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            assert node.end_lineno - first.lineno < MAX_FUNCTION_LINES, node.name
 
 
 def test_constraints_are_versions_and_nothing_else():
