@@ -48,6 +48,15 @@ def check_models(store: ModelStore) -> list[Finding]:
         else Finding("warn", "Models: none yet", "`localllm pull starter` fetches a small one to begin with.")
     ]
     findings += [
+        Finding(
+            "problem",
+            f"Files of {model.model_name} are missing or cut short",
+            f"Pull it again: localllm pull {model.source}",
+        )
+        for model in models
+        if not store.is_whole(model)
+    ]
+    findings += [
         Finding("problem", f"The model in {path} is damaged", "Remove that directory, and pull the model again.")
         for path in store.damaged()
     ]
