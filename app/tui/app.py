@@ -1,0 +1,141 @@
+"""The terminal app."""
+
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.theme import Theme
+
+from app.tui import clipboard
+from app.tui.screens.chat import ChatScreen
+from app.tui.session import Connect, Session
+from app.tui.themes import DARK, LIGHT
+from localllm.conversations import ConversationStore
+from localllm.errors import LocalLLMError
+from localllm.models.store import ModelStore
+from localllm.paths import Home
+from localllm.settings import Settings, save_setting
+
+if TYPE_CHECKING:
+    from serve.client import ServeClient
+
+
+class LocalLLMApp(App[None]):
+    """One chat screen over a local server.
+
+    Args:
+        home: Where everything lives; its directories exist.
+        settings: What the person set.
+        store: The models.
+        conversations: The messages; closed by whoever opened them.
+        connect: Finds or starts the server; called as ``connect(home, settings, on_status=…)``.
+        clock: Seconds since the epoch, for the headings of the list.
+    """
+
+    TITLE = "localllm"
+    CSS_PATH = "app.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1", "help", "Keys", id="app.help", tooltip="This list"),
+        Binding(
+            "question_mark", "help", "Keys", id="app.help_letter", show=False, tooltip="This list, while not writing"
+        ),
+        Binding("ctrl+p", "command_palette", "Palette", id="app.palette", tooltip="Everything, by its name"),
+        Binding("f9", "toggle_dark", "Light/dark", id="app.theme", show=False, tooltip="Light or dark colours"),
+        Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True, tooltip="Quit; everything is saved"),
+    ]
+
+    def __init__(
+        self,
+        home: Home,
+        settings: Settings,
+        store: ModelStore,
+        conversations: ConversationStore,
+        connect: Connect,
+        *,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.home = home
+        self.session = Session(home, settings, store, conversations, connect)
+        self._clock = clock
+        self.register_theme(DARK)
+        self.register_theme(LIGHT)
+        self.theme = settings.theme if settings.theme in self.available_themes else DARK.name
+
+    def get_default_screen(self) -> Screen[None]:
+        """The chat."""
+        return ChatScreen(self.session, self._clock) if self._clock else ChatScreen(self.session)
+
+    def on_mount(self) -> None:
+        """Keep the theme that a person picks."""
+        self.theme_changed_signal.subscribe(self, self._save_theme)
+
+    def action_help(self) -> None:
+        """Show the keys, unless a window lies over the chat."""
+        if isinstance(self.screen, ChatScreen):
+            self.screen.action_help()
+
+    def action_toggle_dark(self) -> None:
+        """Change between our light and dark colours."""
+        self.theme = LIGHT.name if self.current_theme.dark else DARK.name
+
+    async def action_quit(self) -> None:
+        """Save what is being written, and leave."""
+        await self.session.close()
+        self.exit()
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Everything the app can do, for the command palette."""
+        if isinstance(screen, ChatScreen):
+            yield from screen.commands()
+        yield SystemCommand("Light or dark", "Change between light and dark colours", self.action_toggle_dark)
+        yield SystemCommand("Theme", "Pick any colours", self.action_change_theme)
+        yield SystemCommand("Keys", "List all keys", self.action_help)
+        yield SystemCommand("Screenshot", "Save a picture of the screen", self._save_picture)
+        yield SystemCommand("Quit", "Everything is saved", self.action_quit)
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copy through the terminal (OSC 52), and on a Mac's own screen through the system too."""
+        super().copy_to_clipboard(text)
+        self.run_worker(partial(clipboard.copy, text), thread=True, group="clipboard")
+
+    def _save_picture(self) -> None:
+        self.home.exports.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.notify(f"Saved as {self.save_screenshot(path=str(self.home.exports))}", markup=False)
+
+    def _save_theme(self, theme: Theme) -> None:
+        try:
+            save_setting(self.home.settings_file, "theme", theme.name)
+        except LocalLLMError as error:
+            self.notify(str(error), severity="error", markup=False)
+
+
+def run_app(home: Home, settings: Settings) -> int:
+    """Run the app on this terminal until the person leaves it; return the exit code.
+
+    Raises:
+        ConversationError: The conversations cannot be opened.
+        SettingsError: The home cannot be used.
+    """
+    home.ensure()
+    conversations = ConversationStore(home.database)
+    try:
+        conversations.purge()
+        app = LocalLLMApp(home, settings, ModelStore(home), conversations, _connect)
+        app.run()
+        return app.return_code or 0
+    finally:
+        conversations.close()
+        sys.stdout.flush()
+
+
+async def _connect(home: Home, settings: Settings, *, on_status: Callable[[str], None] | None = None) -> "ServeClient":
+    # Deferred: the HTTP client costs 100 ms, which the first picture of the app need not wait for.
+    from serve.discovery import connect
+
+    return await connect(home, settings, on_status=on_status)

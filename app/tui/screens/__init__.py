@@ -1,0 +1,1 @@
+"""Screens: they hear what widgets post, and decide."""

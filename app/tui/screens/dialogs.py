@@ -1,0 +1,69 @@
+"""Small windows that ask for one thing."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, Label, OptionList
+from textual.widgets.option_list import Option
+
+from app.tui.markdown import CodeBlock
+from localllm.sanitize import one_line
+
+
+class LineDialog(ModalScreen[str | None]):
+    """Asks for one line of text; None when it was left with Escape, or left empty."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", "Cancel", id="dialog.close")]
+
+    def __init__(self, title: str, value: str) -> None:
+        super().__init__()
+        self._title = title
+        self._value = value
+
+    def compose(self) -> ComposeResult:
+        """The question and the line."""
+        with Vertical(classes="dialog"):
+            yield Label(self._title, classes="dialog-title", markup=False)
+            yield Input(self._value)
+            yield Label("Enter saves · Esc cancels", classes="dialog-hint", markup=False)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Answer with the line."""
+        self.dismiss(event.value.strip() or None)
+
+
+class CodeDialog(ModalScreen[CodeBlock | None]):
+    """Lets a person pick one of several blocks of code."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss", "Cancel", id="dialog.close"),
+        Binding("j", "app.simulate_key('down')", show=False, id="dialog.down"),
+        Binding("k", "app.simulate_key('up')", show=False, id="dialog.up"),
+    ]
+
+    def __init__(self, blocks: Sequence[CodeBlock]) -> None:
+        super().__init__()
+        self._blocks = blocks
+
+    def compose(self) -> ComposeResult:
+        """One option a block: its language, its length, its first line."""
+        with Vertical(classes="dialog"):
+            yield Label("Copy which block?", classes="dialog-title", markup=False)
+            yield OptionList(*[Option(self._describe(block)) for block in self._blocks], markup=False)
+            yield Label("Enter copies · Esc cancels", classes="dialog-hint", markup=False)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Answer with the block."""
+        self.dismiss(self._blocks[event.option_index])
+
+    @staticmethod
+    def _describe(block: CodeBlock) -> Content:
+        lines = block.text.splitlines()
+        count = f"{len(lines)} line{'' if len(lines) == 1 else 's'}"
+        first = one_line(next((line for line in lines if line.strip()), ""), 48)
+        return Content.assemble((f"{one_line(block.language, 12) or 'text':<12} {count:>10}  ", "$text-muted"), first)

@@ -1,0 +1,210 @@
+"""Pick a model: what is here, and whether it fits in this machine's memory; fetch the starter when nothing is here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Label, OptionList, ProgressBar, Static
+from textual.widgets.option_list import Option
+from textual.worker import get_current_worker
+
+from localllm.errors import LocalLLMError
+from localllm.memory import fit, gigabytes, machine_memory
+from localllm.models.aliases import ALIASES
+from localllm.models.manifest import Manifest
+from localllm.models.pull import PullProgress, pull
+from localllm.models.store import ModelStore
+from localllm.sanitize import one_line
+
+STARTER = "starter"
+_STAGES = {"resolve": "Looking it up", "download": "Fetching", "verify": "Checking", "install": "Placing"}
+
+Pull = Callable[..., Manifest]
+Verdict = Literal["fits", "too big", "unknown", "…"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model as the list shows it.
+
+    Attributes:
+        name: In the store.
+        size: Bytes on the disk.
+        quantization: ``Q4_1``, …
+        verdict: Whether it fits in the memory; ``…`` while that is being found out.
+        detail: The context that fits, or what is missing.
+    """
+
+    name: str
+    size: int
+    quantization: str
+    verdict: Verdict = "…"
+    detail: str = ""
+
+
+def check_fit(store: ModelStore, manifest: Manifest, row: Row, n_ctx: int, memory_gb: float) -> Row:
+    """Read a model's header and say whether it fits. Reads the disk: call it in a thread."""
+    # 20 ms of imports that only this list needs.
+    from localllm.gguf_header import read_gguf_header
+
+    if manifest.format != "gguf":
+        return replace(row, verdict="unknown", detail=manifest.format)
+    try:
+        found = fit(read_gguf_header(store.file(manifest)), machine_memory(memory_gb), n_ctx)
+    except LocalLLMError as error:
+        return replace(row, verdict="unknown", detail=error.message)
+    if not found.fits:
+        return replace(row, verdict="too big", detail=f"needs {gigabytes(found.need.total)}")
+    return replace(row, verdict="fits", detail=f"{gigabytes(found.need.total)} with {found.n_ctx} tokens")
+
+
+class ModelPicker(ModalScreen[str | None]):
+    """Answers with the name of the model that was picked; None when it was left.
+
+    Args:
+        store: The models.
+        current: The model in use; it is highlighted.
+        n_ctx: Context asked for in the settings; 0 for the largest that fits.
+        memory_gb: Memory for models in the settings; 0 for the machine's.
+        fetch: As ``localllm.models.pull.pull``.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss", "Close", id="picker.close"),
+        Binding("j", "move(1)", show=False, id="picker.down"),
+        Binding("k", "move(-1)", show=False, id="picker.up"),
+    ]
+
+    def __init__(
+        self, store: ModelStore, current: str, *, n_ctx: int = 0, memory_gb: float = 0, fetch: Pull = pull
+    ) -> None:
+        super().__init__()
+        self._store = store
+        self._current = current
+        self._n_ctx = n_ctx
+        self._memory_gb = memory_gb
+        self._fetch = fetch
+
+    def compose(self) -> ComposeResult:
+        """The list, and what a download is doing."""
+        with Vertical(classes="dialog", id="picker"):
+            yield Label("Models", classes="dialog-title", markup=False)
+            yield OptionList(id="models", markup=False)
+            yield Static(id="pull-stage", markup=False)
+            yield ProgressBar(id="pull-bar", show_eta=True)
+            yield Label("Enter uses it · Esc closes", classes="dialog-hint", markup=False)
+
+    def on_mount(self) -> None:
+        """Read the store."""
+        self._pulling(False)
+        self._read()
+
+    def action_move(self, step: int) -> None:
+        """Move through the list."""
+        models = self.query_one("#models", OptionList)
+        models.action_cursor_down() if step > 0 else models.action_cursor_up()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Use a model, or fetch the starter."""
+        if event.option.id == STARTER:
+            if not self.query_one("#pull-bar").display:
+                self._pulling(True)
+                self._pull()
+        else:
+            self.dismiss(event.option.id)
+
+    @work(thread=True, exclusive=True, group="models")
+    def _read(self) -> None:
+        # The names at once, then each model's fit as its header is read.
+        manifests = self._store.list()
+        rows = [Row(str(m.model_name), m.size, m.quantization) for m in manifests]
+        self.app.call_from_thread(self._show, rows)
+        for index, manifest in enumerate(manifests):
+            if get_current_worker().is_cancelled:
+                return
+            rows[index] = check_fit(self._store, manifest, rows[index], self._n_ctx, self._memory_gb)
+            self.app.call_from_thread(self._show, list(rows))
+
+    def _show(self, rows: Sequence[Row]) -> None:
+        models = self.query_one("#models", OptionList)
+        at = models.highlighted
+        widest = max((len(row.name) for row in rows), default=0)
+        options = [Option(_describe(row, self._current, widest), id=row.name) for row in rows]
+        starter = ALIASES[STARTER]
+        if str(starter.name) not in {row.name for row in rows}:
+            options.append(Option(_offer(str(starter.name), starter.size), id=STARTER))
+        models.clear_options()
+        models.add_options(options)
+        names = [row.name for row in rows]
+        models.highlighted = at if at is not None else names.index(self._current) if self._current in names else 0
+
+    # The download outlives this window: it goes on when the window is closed, and stops with the app.
+    def _pull(self) -> None:
+        self.app.run_worker(self._pull_starter, thread=True, group="pull", exclusive=True)
+
+    def _pull_starter(self) -> None:
+        worker = get_current_worker()
+        app = self.app
+
+        def progress(now: PullProgress) -> None:
+            if worker.is_cancelled:
+                raise _StoppedError
+            app.call_from_thread(self._show_progress, now)
+
+        try:
+            manifest = self._fetch(STARTER, self._store, progress=progress)
+        except _StoppedError:
+            return
+        except LocalLLMError as error:
+            app.call_from_thread(self._pull_failed, error)
+            return
+        app.call_from_thread(self._pulled, str(manifest.model_name))
+
+    def _show_progress(self, now: PullProgress) -> None:
+        if not self.is_attached:
+            return
+        self.query_one("#pull-stage", Static).update(Content(f"{_STAGES[now.stage]} {one_line(now.file, 50)}"))
+        self.query_one(ProgressBar).update(total=now.total, progress=now.done)
+
+    def _pull_failed(self, error: LocalLLMError) -> None:
+        self.app.notify(str(error), title="The model could not be fetched", severity="error", markup=False, timeout=15)
+        if self.is_attached:
+            self._pulling(False)
+
+    def _pulled(self, name: str) -> None:
+        if self.is_current:
+            self.dismiss(name)
+        else:
+            self.app.notify(f"{name} is here. Pick it with Ctrl+O.", markup=False)
+
+    def _pulling(self, now: bool) -> None:
+        self.query_one("#pull-stage").display = now
+        self.query_one("#pull-bar").display = now
+
+
+class _StoppedError(Exception):
+    """Ends a download from within its progress report, because the app is closing."""
+
+
+def _describe(row: Row, current: str, widest: int) -> Content:
+    mark = "▸ " if row.name == current else "  "
+    sign = {"fits": ("✓", "$text-success"), "too big": ("✗", "$text-error")}.get(row.verdict, ("·", "$text-muted"))
+    size = f"{row.size / 1e9:.1f} GB" if row.size >= 1e9 else f"{row.size / 1e6:.0f} MB"
+    return Content.assemble(
+        f"{mark}{one_line(row.name):<{widest}}  ",
+        (f"{size:>7}  {one_line(row.quantization, 8):<8}  ", "$text-muted"),
+        sign,
+        (f" {one_line(row.detail, 40)}", "$text-muted"),
+    )
+
+
+def _offer(name: str, size: int) -> Content:
+    return Content.assemble(
+        ("+ ", "$text-accent"), f"Fetch {name}", (f"  {size / 1e6:.0f} MB, to start with", "$text-muted")
+    )
