@@ -1,11 +1,13 @@
 """Strict JSON: what two parsers could read in two ways is refused."""
 
 import json
+import re
 from typing import Any, NoReturn
 
 from serve.http.errors import HTTPError
 
 MAX_DEPTH = 32
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -25,6 +27,8 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise HTTPError(400, "invalid_json", "The body must be a JSON object.")
     _check_depth(value)
+    if _SURROGATE.search(raw):
+        _check_pairs(value)
     return value
 
 
@@ -53,3 +57,11 @@ def _check_depth(value: object) -> None:
             elif isinstance(item, list):
                 below.extend(item)
         level = [item for item in below if isinstance(item, dict | list)]
+
+
+def _check_pairs(value: object) -> None:
+    """Refuse one half of a surrogate pair: such text can be encoded nowhere later."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise HTTPError(400, "invalid_json", "The body holds one half of a surrogate pair.") from None
