@@ -57,6 +57,7 @@ docs: .venv/.installed
 	$(BIN)/python scripts/commands_md.py
 
 screenshot: .venv/.installed
+	@$(BIN)/localllm pull starter
 	$(BIN)/python scripts/screenshot.py
 
 clean:

@@ -27,5 +27,4 @@ def run(args: argparse.Namespace, home: Home) -> int:  # noqa: ARG001  the shape
     from app.tui.app import run_app
     from localllm.settings import load_settings
 
-    run_app(home, load_settings(home.settings_file))
-    return 0
+    return run_app(home, load_settings(home.settings_file))
