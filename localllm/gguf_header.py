@@ -2,7 +2,8 @@
 
 llama.cpp trusts much of what a header claims, and some wrong claims end its process or have corrupted its memory.
 So every count, length, type, shape and offset is checked here first, against the file and against fixed bounds, in
-time linear in the header and in little memory: large values (the vocabulary) are stepped over, never read.
+time linear in the header and in little memory: large values (the vocabulary) are stepped over, never read. What is
+wrong inside those (the same token twice) can still end the process that loads the model, which is therefore a child.
 """
 
 import math
@@ -26,6 +27,7 @@ _MAX_ALIGNMENT = 1 << 20
 _MAX_KEY = 0xFFFF  # bytes, from the format
 _MAX_TENSOR_NAME = 63  # bytes; ggml keeps names in char[64]
 _MAX_DIMS = 4
+_MAX_LAYERS = 512  # llama.cpp asserts this, and at least one, which would end its process
 _MAX_INT64 = (1 << 63) - 1
 # Far more than the largest known models have; each bounds the time that a header can take.
 _MAX_PAIRS = 1 << 16
@@ -207,6 +209,9 @@ class _Parser:
         alignment = self._alignment()
         if self.kinds.get("general.architecture") != STRING or not self.metadata["general.architecture"]:
             raise cursor.invalid("it does not name its architecture (general.architecture)")
+        n_layer = self.metadata.get(f"{self.metadata['general.architecture']}.block_count")
+        if isinstance(n_layer, int) and not 0 < n_layer <= _MAX_LAYERS:
+            raise cursor.invalid(f"it claims {n_layer} layers")
         names: set[str] = set()
         relative = [self._tensor(alignment, names) for _ in range(n_tensors)]
         data_start = -(-cursor.position // alignment) * alignment

@@ -163,6 +163,11 @@ HOSTILE = {
     "no architecture": (raw_gguf([]), "architecture"),
     "empty architecture": (raw_gguf([pair("general.architecture", 8, text(""))]), "architecture"),
     "architecture a number": (raw_gguf([pair("general.architecture", 4, u32(1))]), "architecture"),
+    "no layers": (raw_gguf([ARCHITECTURE, pair("llama.block_count", 4, u32(0))]), "0 layers"),
+    "more layers than llama.cpp bears": (
+        raw_gguf([ARCHITECTURE, pair("llama.block_count", 4, u32(513))]),
+        "513 layers",
+    ),
     "alignment zero": (raw_gguf([ARCHITECTURE, pair("general.alignment", 4, u32(0))]), "alignment is 0"),
     "alignment odd": (raw_gguf([ARCHITECTURE, pair("general.alignment", 4, u32(48))]), "alignment is 48"),
     "alignment too small": (raw_gguf([ARCHITECTURE, pair("general.alignment", 4, u32(4))]), "alignment is 4"),
