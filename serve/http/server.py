@@ -239,8 +239,8 @@ def _bound_socket(options: ServerOptions) -> Iterator[socket.socket]:
             f"Binding {options.host} opens the server to {reach}, and there is no key.",
             "Set LOCALLLM_API_KEY to a long random text, or bind 127.0.0.1.",
         )
-    # The protocol is named, because asyncio turns Nagle's algorithm off only for sockets that say they are TCP; it would
-    # hold every other token back for up to 40 ms.
+    # The protocol is named, because asyncio turns Nagle's algorithm off only for sockets that say they are TCP; it
+    # would hold tokens back for 40 ms.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
         try:
             if os.name == "posix":
