@@ -100,6 +100,15 @@ def test_a_person_may_decline_the_starter(monkeypatch):
         find_model(Store(), "starter")
 
 
+def test_a_person_may_have_the_starter_fetched(monkeypatch, capsys):
+    pulled = []
+    monkeypatch.setattr("localllm.models.pull.pull", lambda source, store, progress: pulled.append(source) or STARTER)
+    monkeypatch.setattr("sys.stdin", Terminal("\n"))
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert find_model(Store(), "starter") == STARTER
+    assert pulled == ["starter"]
+
+
 async def test_an_answer_is_streamed_piece_by_piece():
     pieces = []
     client = FakeClient([Answer(("It ", "pulls."))])
