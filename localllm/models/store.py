@@ -9,7 +9,7 @@ from pathlib import Path
 from localllm.errors import InvalidModelError, ModelNotFoundError, StoreError
 from localllm.files import sync_directory
 from localllm.models.aliases import ALIASES
-from localllm.models.manifest import Manifest, read_manifest
+from localllm.models.manifest import MANIFEST, Manifest, read_manifest
 from localllm.models.names import ModelName, parse_model_name
 from localllm.models.workspace import Workspace
 from localllm.paths import DIR_MODE, Home
@@ -186,7 +186,10 @@ class ModelStore:
         freed = sum(
             status.st_size
             for path in bin_directory.rglob("*")
-            if path.is_file() and not path.is_symlink() and (status := path.stat()).st_nlink == 1
+            if path.name != MANIFEST
+            and path.is_file()
+            and not path.is_symlink()
+            and (status := path.stat()).st_nlink == 1
         )
         shutil.rmtree(bin_directory)
         return freed

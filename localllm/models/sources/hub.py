@@ -1,8 +1,8 @@
 """The Hugging Face hub: ``[hf:]ORG/REPO[:FILE or :QUANTIZATION][@REVISION]``.
 
 All traffic goes through ``huggingface_hub``, so its cache, tokens, offline switch and endpoint hold. Its own
-``hf_hub_download`` begins a file anew in every process; a pull here goes on where the last one stopped, so the
-streaming function below that one is used, on a partial file of ours.
+``hf_hub_download`` begins a file anew in every process, and after a broken connection loses up to 10 MB; a pull here
+goes on at the last byte, so the file is streamed through the package's session into a partial file of ours.
 """
 
 import re

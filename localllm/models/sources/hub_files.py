@@ -2,11 +2,13 @@
 
 import hashlib
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 from localllm.errors import ChecksumError, DiskFullError, InvalidModelError, NetworkError
 from localllm.files import disk_full_as_error
@@ -21,6 +23,7 @@ from localllm.sanitize import one_line
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{40,64}", re.ASCII)
 _BROKEN_CONNECTIONS = 5  # in a row, without one new byte
+_PAUSE_SECONDS = 0.5  # after a broken connection; doubled after each that brought nothing
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ def list_repository(repository: str, revision: str) -> Listing:
         raise InvalidModelError(f"The hub does not say which commit of {repository} this is.", "Is HF_ENDPOINT right?")
     files = []
     for sibling in info.siblings or ():
-        if sibling.size is None:
-            continue
+        if sibling.size is None or ".." in sibling.rfilename.replace("\\", "/").split("/"):
+            continue  # a path out of the repository has no business in a listing
         found = try_to_load_from_cache(
             repository, sibling.rfilename, revision=info.sha, cache_dir=constants.HF_HUB_CACHE
         )
@@ -156,63 +159,52 @@ def _content_key(commit: str, file: HubFile) -> str:
 
 
 def _download(repository: str, commit: str, file: HubFile, part: Path, report: Report) -> None:
+    """Fetch until ``part`` is whole, starting again after a broken connection as long as that brings new bytes."""
     import httpx2  # deferred: comes with huggingface_hub
     from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not in __all__
 
-    part.touch(FILE_MODE)
-    part.chmod(FILE_MODE)
     url = hf_hub_url(repository, file.path, revision=commit, endpoint=constants.ENDPOINT)
-    # Compressed transfers cannot be continued by position.
-    headers = {**build_hf_headers(library_name="localllm"), "Accept-Encoding": "identity"}
-    broken = 0
+    on_bytes = counting(report, "download", file.size, file.name)
+    begun, broken = False, 0
     with hub_errors(repository, commit), disk_full_as_error(part):
+        part.touch(FILE_MODE)
         while (have := part.stat().st_size) < file.size:
             try:
-                with part.open("ab") as handle:
-                    http_get(
-                        url,
-                        handle,
-                        resume_size=have,
-                        headers=headers,
-                        displayed_filename=file.name,
-                        tqdm_class=cast("Any", _bar_of(counting(report, "download", file.size, file.name))),
-                    )
-            except httpx2.ReadError:
-                # http_get goes on by itself after a connection that ended too early, but not after one that was reset.
-                broken = 0 if part.stat().st_size > have else broken + 1
-                if broken >= _BROKEN_CONNECTIONS:
+                _stream(url, part, have, file, on_bytes)
+            except httpx2.TransportError:
+                grown = part.stat().st_size > have
+                begun = begun or grown
+                broken = 0 if grown else broken + 1
+                if not begun or broken >= _BROKEN_CONNECTIONS:
                     raise
-                continue
-            break
-    size = part.stat().st_size
-    if size != file.size:
-        if size > file.size:
-            part.unlink()
+                time.sleep(_PAUSE_SECONDS * 2**broken)
+
+
+def _stream(url: str, part: Path, have: int, file: HubFile, on_bytes: Callable[[int], None]) -> None:
+    """One request for what is missing after the first ``have`` bytes."""
+    from huggingface_hub import constants, get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not in __all__
+
+    # Compressed transfers cannot be continued by position.
+    headers = {**build_hf_headers(library_name="localllm"), "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+        hf_raise_for_status(response)
+        done = have if response.status_code == HTTPStatus.PARTIAL_CONTENT else 0  # else it sends everything again
+        with part.open("ab") as handle:
+            handle.truncate(done)
+            for chunk in response.iter_bytes():
+                done += len(chunk)
+                if done > file.size:
+                    break
+                handle.write(chunk)
+                on_bytes(done)
+    if done != file.size:
+        part.unlink()
         raise ChecksumError(
-            f"{file.name} has {size:,} bytes, where the hub promised {file.size:,}.", "Run the same command again."
+            f"{file.name} has another size than the hub promised ({file.size:,} bytes).", "Run the same command again."
         )
-
-
-def _bar_of(on_bytes: Callable[[int], None]) -> type:
-    """A class with the little of tqdm's interface that ``http_get`` uses, which reports instead of drawing."""
-
-    class Bar:
-        def __init__(self, *, initial: int = 0, **_: object) -> None:
-            self.done = initial
-
-        def update(self, n: int) -> None:
-            self.done += n
-            on_bytes(self.done)
-
-        def __enter__(self) -> "Bar":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            return None
-
-    return Bar
 
 
 def _check(file: HubFile, arrived: Path, sha256: str) -> None:

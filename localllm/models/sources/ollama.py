@@ -96,7 +96,7 @@ class OllamaSource:
             raise StoreError(
                 f"{path} cannot be read: permission denied.", "The store belongs to another user."
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidModelError(
                 f"Ollama's manifest {path} is damaged.", "Pull the model again in Ollama."
             ) from error

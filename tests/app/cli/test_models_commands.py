@@ -1,0 +1,195 @@
+"""``localllm pull`` and ``localllm models``: in this process where that is enough, else as real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.cli.main import main
+from app.cli.models import human_count
+from localllm.models.store import ModelStore
+from tests.fakes.gguf_files import write_tiny_gguf
+from tests.fakes.hub import FakeHub, FakeRepository
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_tiny_gguf(tmp_path / "tiny.F16.gguf")
+
+
+def start(hub: FakeHub, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "app", *words],
+        cwd=ROOT,
+        env={**os.environ, "HF_ENDPOINT": hub.url, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen within 30 s"
+        time.sleep(0.02)
+
+
+def test_pull_list_show_and_remove(home, tiny, capsys):
+    assert main(["pull", str(tiny)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"tiny:f16  {tiny.stat().st_size / 1000:.1f} kB  ready\n"
+    assert main(["pull", str(tiny), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "tiny"
+
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["NAME", "SIZE", "PARAMS", "QUANT", "CONTEXT", "SOURCE"]
+    assert lines[1].split() == ["tiny:f16", "81.0", "kB", "36.2K", "F16", "256", str(tiny)]
+    for words in (["models", "--json"], ["models", "list", "--json"], ["models", "--json", "list"]):
+        assert main(words) == 0
+        assert [model["name"] for model in json.loads(capsys.readouterr().out)] == ["tiny"]
+
+    assert main(["models", "show", "tiny"]) == 0
+    shown = capsys.readouterr().out
+    assert "architecture  llama" in shown
+    assert "sha256" in shown
+    assert main(["models", "show", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"][0]["path"] == "tiny.F16.gguf"
+
+    assert main(["models", "rm", "tiny"]) == 2
+    assert "--yes" in capsys.readouterr().err
+    assert main(["models", "rm", "tiny", "tiny:f16", "--yes"]) == 0
+    assert "another link" in capsys.readouterr().out
+    assert tiny.exists()
+    assert main(["models"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, "localllm pull starter" in err) == ("", True)
+
+
+def test_removing_asks_on_a_terminal(home, tiny, capsys, monkeypatch):
+    main(["pull", str(tiny)])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.readline", lambda: "n\n", raising=False)
+    assert main(["models", "rm", "tiny"]) == 1
+    monkeypatch.setattr("sys.stdin.readline", lambda: "y\n", raising=False)
+    assert main(["models", "rm", "tiny"]) == 0
+    assert ModelStore(home).list() == []
+
+
+def test_removing_never_guesses_a_variant_and_takes_damaged_ones(home, tiny, capsys):
+    main(["pull", str(tiny), "--as", "m:a"])
+    main(["pull", str(tiny), "--as", "m:b"])
+    assert main(["models", "rm", "m", "--yes"]) == 2
+    assert "a, b" in capsys.readouterr().err
+    (home.models / "m" / "b" / "manifest.json").write_text("{")
+    assert main(["models"]) == 0
+    assert "m:b is damaged" in capsys.readouterr().err
+    assert main(["models", "rm", "m:b", "-y"]) == 0
+    assert main(["models", "rm", "m:b", "-y"]) == 1
+    assert [model.variant for model in ModelStore(home).list()] == ["a"]
+
+
+def test_removing_a_reference_leaves_the_file(home, tiny, tmp_path, capsys, monkeypatch):
+    import hashlib
+
+    data = tiny.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    root = tmp_path / "ollama"
+    manifest = root / "manifests" / "registry.ollama.ai" / "library" / "t" / "1b"
+    manifest.parent.mkdir(parents=True)
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}", "size": len(data)}
+    manifest.write_text(json.dumps({"layers": [layer]}))
+    (root / "blobs").mkdir()
+    (root / "blobs" / f"sha256-{digest}").write_bytes(data)
+    monkeypatch.setenv("OLLAMA_MODELS", str(root))
+    assert main(["pull", "ollama:t:1b"]) == 0
+    capsys.readouterr()
+    assert main(["models", "rm", "t", "--yes"]) == 0
+    assert "only the reference" in capsys.readouterr().out
+    assert (root / "blobs" / f"sha256-{digest}").exists()
+
+
+def test_nothing_hostile_in_a_manifest_reaches_the_terminal(home, tiny, capsys):
+    main(["pull", str(tiny)])
+    path = home.models / "tiny" / "f16" / "manifest.json"
+    record = json.loads(path.read_text())
+    record.update(source="\x1b]0;owned\x07", licence="\x1b[2J", note="\u202eodd")
+    path.write_text(json.dumps(record))
+    capsys.readouterr()
+    main(["models"])
+    main(["models", "show", "tiny"])
+    out, err = capsys.readouterr()
+    assert not set("\x1b\x07\u202e") & set(out + err)
+    assert "note" in out
+
+
+@pytest.fixture
+def slow_hub(tiny: Path) -> FakeHub:
+    """A hub that holds downloads back until its gate is opened."""
+    files = {"tiny-Q4_K_M.gguf": tiny.read_bytes()}
+    return FakeHub({"acme/tiny-GGUF": FakeRepository(files)})
+
+
+def test_killed_in_the_middle_then_pulled_again(home, slow_hub, tiny):
+    with slow_hub as hub:
+        hub.cuts["tiny-Q4_K_M.gguf"] = [30_000]
+        hub.gate.clear()
+        first = start(hub, "pull", "acme/tiny-GGUF")
+        wait_until(lambda: len(hub.downloads()) == 1)
+        hub.gate.set()
+        # After the cut it pauses before it asks again: 30 000 bytes are on the disk then.
+        wait_until(lambda: any(part.stat().st_size == 30_000 for part in home.partial.rglob("*.part")))
+        first.kill()
+        first.communicate()
+        assert ModelStore(home).list() == []
+        hub.requests.clear()
+        again = start(hub, "pull", "acme/tiny-GGUF")
+        out, err = again.communicate(timeout=60)
+        assert (again.returncode, out.split()[0]) == (0, "tiny:q4_k_m"), err
+        assert [ranged for _, ranged in hub.downloads()] == ["bytes=30000-"]
+    store = ModelStore(home)
+    assert store.file(store.resolve("tiny")).read_bytes() == tiny.read_bytes()
+    assert not list(home.partial.iterdir())
+
+
+def test_two_processes_fetch_once(home, slow_hub):
+    with slow_hub as hub:
+        hub.gate.clear()
+        first = start(hub, "pull", "acme/tiny-GGUF")
+        wait_until(lambda: len(hub.downloads()) == 1)
+        second = start(hub, "pull", "hf:acme/tiny-GGUF")
+        assert second.stderr
+        assert "waiting" in second.stderr.readline()
+        hub.gate.set()
+        assert first.communicate(timeout=60)[0].strip().endswith("ready")
+        assert second.communicate(timeout=60)[0].strip().endswith("already here")
+        assert len(hub.downloads()) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_interrupted(home, slow_hub, number, code):
+    with slow_hub as hub:
+        hub.gate.clear()
+        process = start(hub, "pull", "acme/tiny-GGUF")
+        wait_until(lambda: len(hub.downloads()) == 1)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert ModelStore(home).list() == []
+
+
+@pytest.mark.parametrize(("n", "text"), [(0, "0"), (999, "999"), (134_515_008, "135M"), (1_711_376_384, "1.71B"),
+                                         (999_999_999, "1B"), (70_553_706_496, "70.6B")])  # fmt: skip
+def test_numbers_of_weights(n, text):
+    assert human_count(n) == text
