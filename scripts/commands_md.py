@@ -6,6 +6,7 @@ Tables of options are written here and not taken from argparse's help, whose lay
 """
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,4 +68,6 @@ def _fence(text: str) -> str:
 
 
 if __name__ == "__main__":
+    # Python 3.14 colours its usage lines on a terminal.
+    os.environ["NO_COLOR"] = "1"
     TARGET.write_text(render(), encoding="utf-8")

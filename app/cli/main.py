@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError with the parser's ``message``."""
-        raise UsageError(f"{message[:1].upper()}{message[1:]}.".replace("..", "."), f"See `{self.prog} --help`.")
+        raise UsageError(f"{message[:1].upper()}{message[1:].rstrip('.')}.", f"See `{self.prog} --help`.")
 
 
 def frame_parser() -> Parser:
