@@ -106,6 +106,9 @@ interrupted() {
 }
 trap interrupted INT TERM
 
+# A person's `user = true` is meant for pip outside of environments; inside one, pip refuses it.
+export PIP_USER=0
+
 python=$(find_python)
 [ -n "$python" ] || fail "Python 3.11 or later is needed; found: $("${PYTHON:-python3}" -V 2>/dev/null || echo none)." \
     "Install one, or say where it is: make run PYTHON=/path/to/python3.12"
