@@ -244,13 +244,19 @@ def _chat_by_lines(
     show_stats: bool,
 ) -> None:
     # Deferred: sqlite3 costs 10 ms, and a single answer needs no conversations.
-    from app.cli.line_chat import LineChat
+    from app.cli.line_chat import ConnectOnDemand, LineChat
     from localllm.conversations import ConversationStore
 
     conversations = ConversationStore(home.database)
     try:
         LineChat(
-            store, conversations, connected, model, options, system_prompt=system_prompt, show_stats=show_stats
+            store,
+            conversations,
+            ConnectOnDemand(connected),
+            model,
+            options,
+            system_prompt=system_prompt,
+            show_stats=show_stats,
         ).run()
     finally:
         conversations.close()

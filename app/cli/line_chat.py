@@ -3,16 +3,16 @@
 import asyncio
 import re
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from app.cli.output import print_table
-from app.turn import AnswerDelta, AnswerDone, AnswerFailed, AnswerStarted, ChatClient, ChatTurn, TurnEvent
+from app.turn import AnswerDelta, AnswerDone, AnswerFailed, ChatClient, ChatTurn, TurnEvent
 from localllm.conversations import ConversationStore, Message
 from localllm.errors import LocalLLMError
 from localllm.sanitize import one_line, printable
-from serve.events import StreamDone
+from serve.events import StreamDone, StreamEvent
 
 if TYPE_CHECKING:
     from localllm.models.manifest import Manifest
@@ -65,13 +65,42 @@ def stats_line(done: StreamDone) -> str:
     return f"{line}, cut at the longest length allowed" if done.reason == "length" else line
 
 
+class ConnectOnDemand:
+    """A client that connects with its first request: by then the message is on the disk, and a failure is an answer's.
+
+    Args:
+        connect: Finds or starts the server.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[ClosableClient]]) -> None:
+        self._connect = connect
+        self._client: ClosableClient | None = None
+
+    async def stream_chat(
+        self, model: str, messages: Sequence[Mapping[str, str]], options: "ChatOptions"
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """As ``ServeClient.stream_chat``."""
+        if self._client is None:
+            self._client = await self._connect()
+        # The protocol promises an iterator that can be closed; every such one in Python is a generator.
+        stream = cast("AsyncGenerator[StreamEvent, None]", self._client.stream_chat(model, messages, options))
+        async with aclosing(stream):
+            async for event in stream:
+                yield event
+
+    async def aclose(self) -> None:
+        """Close the connections, if there ever were any."""
+        if self._client is not None:
+            await self._client.aclose()
+
+
 class LineChat:
     """A conversation on lines; kept in the conversation store like every other.
 
     Attributes:
         models: Where models are looked up.
         conversations: Where messages are kept.
-        connect: Finds or starts the server, when the first answer is wanted.
+        client: The server.
         options: Sampling options.
         system_prompt: Put before each new conversation.
         read_line: Asks the person.
@@ -82,7 +111,7 @@ class LineChat:
         self,
         models: "ModelStore",
         conversations: ConversationStore,
-        connect: Callable[[], Awaitable[ClosableClient]],
+        client: ClosableClient,
         model: "Manifest",
         options: "ChatOptions",
         *,
@@ -92,13 +121,12 @@ class LineChat:
     ) -> None:
         self.models = models
         self.conversations = conversations
-        self.connect = connect
+        self.client = client
         self.options = options
         self.system_prompt = system_prompt
         self.read_line = read_line
         self.show_stats = show_stats
         self._model = model
-        self._client: ClosableClient | None = None
         self._conversation_id: int | None = None
 
     def run(self) -> None:
@@ -112,8 +140,7 @@ class LineChat:
                     if text.strip() and not self._act(runner, text):
                         break
             finally:
-                if self._client is not None:
-                    runner.run(self._client.aclose())
+                runner.run(self.client.aclose())
 
     # ── reading ──
 
@@ -231,22 +258,22 @@ class LineChat:
             print("\n(Stopped; what has come is kept.)")
 
     async def _show(self, start: Callable[[ChatTurn], AsyncGenerator[TurnEvent, None]]) -> None:
-        if self._client is None:
-            self._client = await self.connect()
-        turn = ChatTurn(self.conversations, self._client, str(self._model.model_name), self.options)
+        turn = ChatTurn(self.conversations, self.client, str(self._model.model_name), self.options)
+        # Named with the first word of the answer, after whatever was said about a server that had to be started.
+        prefix = f"{self._model.name}: "
         async with aclosing(start(turn)) as events:
             async for event in events:
                 match event:
-                    case AnswerStarted():
-                        print(f"{self._model.name}: ", end="", flush=True)
                     case AnswerDelta(text):
-                        print(printable(text), end="", flush=True)
+                        print(prefix + printable(text), end="", flush=True)
+                        prefix = ""
                     case AnswerDone(_, usage):
-                        print(flush=True)
+                        print(prefix, flush=True)
                         if self.show_stats:
                             print(stats_line(usage), file=sys.stderr)
                     case AnswerFailed(_, error):
-                        print(flush=True)
+                        if not prefix:
+                            print(flush=True)
                         _print_error(error)
                         print("Your message is kept; /regenerate asks again.")
 

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from app.cli.line_chat import LineChat, read_terminal_line, stats_line
+from app.cli.line_chat import ConnectOnDemand, LineChat, read_terminal_line, stats_line
 from localllm.conversations import ConversationStore
-from localllm.errors import EngineDiedError, ModelNotFoundError
+from localllm.errors import EngineDiedError, ModelNotFoundError, ServerError
 from localllm.models.manifest import Manifest
 from serve.client import ChatOptions
 from tests.fakes.client import Answer, FakeClient, done
@@ -54,10 +54,14 @@ def chat(conversations):
 
     def run(client, *lines, **options):
         async def connect():
+            if isinstance(client, Exception):
+                raise client
             return client
 
         person = Person(*lines)
-        LineChat(Store(), conversations, connect, SMALL, ChatOptions(), read_line=person, **options).run()
+        LineChat(
+            Store(), conversations, ConnectOnDemand(connect), SMALL, ChatOptions(), read_line=person, **options
+        ).run()
         return person
 
     return run
@@ -172,6 +176,14 @@ def test_an_error_keeps_the_message_and_the_chat_goes_on(chat, conversations, ca
     out, err = capsys.readouterr()
     assert "Error: The model died. Ask again." in err
     assert "Your message is kept" in out
+
+
+def test_a_server_that_cannot_be_started_loses_no_message(chat, conversations, capsys):
+    chat(ServerError("The server could not be started.", "See the log."), "Hello?")
+    assert texts(conversations) == [("user", "Hello?", "done"), ("assistant", "", "error")]
+    out, err = capsys.readouterr()
+    assert "Error: The server could not be started. See the log." in err
+    assert "smollm2-135m: " not in out
 
 
 def test_control_characters_of_an_answer_do_not_reach_the_terminal(chat, conversations, capsys):
