@@ -99,6 +99,15 @@ class LocalLLMApp(App[None]):
         yield SystemCommand("Screenshot", "Save a picture of the screen", self._save_picture)
         yield SystemCommand("Quit", "Everything is saved", self.action_quit)
 
+    def get_key_display(self, binding: Binding) -> str:
+        """Keys as they are printed on a keyboard: ``Ctrl+N``, ``Alt+↑``, ``F1``."""
+        *modifiers, key = (
+            super().get_key_display(binding).replace("^", "ctrl+").split("+") if binding.key != "+" else ["+"]
+        )
+        names = [modifier.capitalize() for modifier in modifiers]
+        single = len(key) == 1 and not modifiers  # a letter pressed alone stays small
+        return "+".join([*names, key if single else key.capitalize()])
+
     def copy_to_clipboard(self, text: str) -> None:
         """Copy through the terminal (OSC 52), and on a Mac's own screen through the system too."""
         super().copy_to_clipboard(text)

@@ -8,13 +8,14 @@ from textual import on, work
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from app.tui.markdown import CodeBlock, code_blocks, harmless
 from app.tui.screens.conversations import ConversationsScreen
 from app.tui.screens.dialogs import CodeDialog
 from app.tui.screens.help import HelpScreen
 from app.tui.session import Ask
+from app.tui.widgets.key_bar import KeyBar
 from app.tui.widgets.message import MessageView
 from app.tui.widgets.prompt import Prompt
 from app.tui.widgets.sidebar import ConversationList, Sidebar
@@ -73,7 +74,7 @@ class ChatScreen(ConversationsScreen):
                 yield Transcript(id="transcript")
                 yield Prompt(id="prompt")
                 yield StatusLine(id="status")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyBar()
 
     async def on_mount(self) -> None:
         """Show the last conversation, and get its model ready meanwhile."""

@@ -12,6 +12,7 @@ from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
 from app.tui.markdown import CodeBlock
+from app.tui.styles import MUTED
 from localllm.sanitize import one_line
 
 
@@ -66,4 +67,4 @@ class CodeDialog(ModalScreen[CodeBlock | None]):
         lines = block.text.splitlines()
         count = f"{len(lines)} line{'' if len(lines) == 1 else 's'}"
         first = one_line(next((line for line in lines if line.strip()), ""), 48)
-        return Content.assemble((f"{one_line(block.language, 12) or 'text':<12} {count:>10}  ", "$text-muted"), first)
+        return Content.assemble((f"{one_line(block.language, 12) or 'text':<12} {count:>10}  ", MUTED), first)

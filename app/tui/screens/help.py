@@ -53,5 +53,5 @@ class HelpScreen(ModalScreen[None]):
                 continue
             single = list(Binding.make_bindings([binding]))
             keys = "  ".join(dict.fromkeys(self.app.get_key_display(key) for key in single))
-            rows.append(Content.assemble((f"{keys:<16} ", "$text-accent"), binding.tooltip or binding.description))
+            rows.append(Content.assemble((f"{keys:<16} ", "$accent"), binding.tooltip or binding.description))
         return Content("\n").join(rows)

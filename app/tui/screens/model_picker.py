@@ -14,6 +14,7 @@ from textual.widgets import Label, OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
+from app.tui.styles import MUTED
 from localllm.errors import LocalLLMError
 from localllm.memory import fit, gigabytes, machine_memory
 from localllm.models.aliases import ALIASES
@@ -23,6 +24,7 @@ from localllm.models.store import ModelStore
 from localllm.sanitize import one_line
 
 STARTER = "starter"
+_WIDTH = 68  # cells that the style sheet leaves for a line
 _STAGES = {"resolve": "Looking it up", "download": "Fetching", "verify": "Checking", "install": "Placing"}
 
 Pull = Callable[..., Manifest]
@@ -57,8 +59,8 @@ def check_fit(store: ModelStore, manifest: Manifest, row: Row, n_ctx: int, memor
         return replace(row, verdict="unknown", detail=manifest.format)
     try:
         found = fit(read_gguf_header(store.file(manifest)), machine_memory(memory_gb), n_ctx)
-    except LocalLLMError as error:
-        return replace(row, verdict="unknown", detail=error.message)
+    except LocalLLMError:
+        return replace(row, verdict="unknown", detail="cannot be read")
     if not found.fits:
         return replace(row, verdict="too big", detail=f"needs {gigabytes(found.need.total)}")
     return replace(row, verdict="fits", detail=f"{gigabytes(found.need.total)} with {found.n_ctx} tokens")
@@ -194,17 +196,15 @@ class _StoppedError(Exception):
 
 def _describe(row: Row, current: str, widest: int) -> Content:
     mark = "▸ " if row.name == current else "  "
-    sign = {"fits": ("✓", "$text-success"), "too big": ("✗", "$text-error")}.get(row.verdict, ("·", "$text-muted"))
+    sign = {"fits": ("✓", "$success"), "too big": ("✗", "$error")}.get(row.verdict, ("·", MUTED))
     size = f"{row.size / 1e9:.1f} GB" if row.size >= 1e9 else f"{row.size / 1e6:.0f} MB"
     return Content.assemble(
         f"{mark}{one_line(row.name):<{widest}}  ",
-        (f"{size:>7}  {one_line(row.quantization, 8):<8}  ", "$text-muted"),
+        (f"{size:>7}  {one_line(row.quantization, 8):<8}  ", MUTED),
         sign,
-        (f" {one_line(row.detail, 40)}", "$text-muted"),
-    )
+        (f" {one_line(row.detail, 40)}", MUTED),
+    ).truncate(_WIDTH, ellipsis=True)
 
 
 def _offer(name: str, size: int) -> Content:
-    return Content.assemble(
-        ("+ ", "$text-accent"), f"Fetch {name}", (f"  {size / 1e6:.0f} MB, to start with", "$text-muted")
-    )
+    return Content.assemble(("+ ", "$accent"), f"Fetch {name}", (f"  {size / 1e6:.0f} MB, to start with", MUTED))

@@ -13,10 +13,12 @@ from textual.message import Message
 from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
+from app.tui.styles import MUTED
 from localllm.conversations import Conversation, SearchHit
 from localllm.sanitize import one_line
 
 UNTITLED = "New conversation"
+_WIDTH = 27  # cells that the style sheet leaves for a title
 
 
 class ConversationList(OptionList):
@@ -104,7 +106,7 @@ class Sidebar(Vertical):
             if day != heading:
                 if options:
                     options.append(Option("", disabled=True))
-                options.append(Option(Content.styled(day, "$text-muted"), disabled=True))
+                options.append(Option(Content.styled(day, MUTED), disabled=True))
                 heading = day
             options.append(self._option(conversation, current, live))
         self._set(options, current)
@@ -113,10 +115,10 @@ class Sidebar(Vertical):
         """List what was found, each with the place."""
         options = []
         for hit in hits:
-            place = Content.styled(f"\n    {one_line(hit.snippet, 60)}", "$text-muted")
-            options.append(self._option(hit.conversation, current, live, place))
+            place = Content.styled(f"  {one_line(hit.snippet)}", MUTED).truncate(_WIDTH, ellipsis=True)
+            options.append(self._option(hit.conversation, current, live, Content.assemble("\n", place)))
         if not options:
-            options.append(Option(Content.styled("Nothing found", "$text-muted"), disabled=True))
+            options.append(Option(Content.styled("Nothing found", MUTED), disabled=True))
         self._set(options, current)
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -147,8 +149,8 @@ class Sidebar(Vertical):
         self, conversation: Conversation, current: int | None, live: frozenset[int], below: Content | str = ""
     ) -> Option:
         mark = "◦ " if conversation.id in live else "▸ " if conversation.id == current else "  "
-        title = one_line(conversation.title, 60) or UNTITLED
-        return Option(Content.assemble(f"{mark}{title}", below), id=str(conversation.id))
+        title = Content(mark + (one_line(conversation.title, 60) or UNTITLED)).truncate(_WIDTH, ellipsis=True)
+        return Option(Content.assemble(title, below), id=str(conversation.id))
 
 
 def day_name(day: date, today: date) -> str:

@@ -6,6 +6,7 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widgets import Static
 
+from app.tui.styles import FAINT, MUTED
 from localllm.sanitize import one_line
 
 _METER = 10
@@ -44,23 +45,21 @@ class StatusLine(Static):
 
     def render(self) -> Content:
         """``smollm2-135m:q4_1 · 41 tok/s · 812/8192 ━┄┄┄┄┄┄┄┄┄ 10 %``."""
-        parts = [
-            Content.styled(one_line(self.model, 40) or "no model", "$text-accent" if self.model else "$text-warning")
-        ]
+        parts = [Content.styled(one_line(self.model, 40) or "no model", "$accent" if self.model else "$warning")]
         if self.doing:
-            parts.append(Content.styled(one_line(self.doing, 60), "$text-muted"))
+            parts.append(Content.styled(one_line(self.doing, 60), MUTED))
         elif self.speed is not None:
             if self.speed.tokens_per_second:
-                parts.append(Content.styled(f"{self.speed.tokens_per_second:.0f} tok/s", "$text-muted"))
+                parts.append(Content.styled(f"{self.speed.tokens_per_second:.0f} tok/s", MUTED))
             if self.speed.n_ctx:
                 parts.append(self._fullness(self.speed))
-        return Content.styled(" · ", "$text-disabled").join(parts)
+        return Content.styled(" · ", FAINT).join(parts)
 
     def _fullness(self, speed: Speed) -> Content:
         share = speed.n_used / speed.n_ctx
-        colour = "$text-error" if share > 0.9 else "$text-warning" if share > 0.7 else "$text-muted"
+        colour = "$error" if share > 0.9 else "$warning" if share > 0.7 else MUTED
         return Content.assemble(
-            (f"{speed.n_used}/{speed.n_ctx} ", "$text-muted"),
+            (f"{speed.n_used}/{speed.n_ctx} ", MUTED),
             (meter(speed.n_used, speed.n_ctx), colour),
             (f" {share:.0%}".replace("%", " %"), colour),
         )

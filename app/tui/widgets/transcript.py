@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.message import Message as TextualMessage
 from textual.widgets import Static
@@ -68,8 +68,10 @@ class Transcript(VerticalScroll, can_focus=True):
         self._views: dict[int, MessageView] = {}
 
     def compose(self) -> ComposeResult:
-        """A line that says how many older messages there are."""
-        yield Static(id="earlier", markup=False)
+        """A line that says how many older messages there are, and below it the messages."""
+        # At least as high as the window (see the style sheet): an anchored scroll of less would start below zero.
+        with Vertical(id="column"):
+            yield Static(id="earlier", markup=False)
 
     @property
     def selected(self) -> Message | None:
@@ -119,7 +121,7 @@ class Transcript(VerticalScroll, can_focus=True):
         same = min(same, _common_positions(path, self._positions, positions))
         gone = [self._views.pop(message.id) for message in self._path[same:] if message.id in self._views]
         with self.app.batch_update():
-            await self.remove_children(gone)
+            await self.query_one("#column").remove_children(gone)
             self._path, self._positions, self._streaming = list(path), dict(positions), streaming
             if not self._views:
                 self._first = same = max(0, len(path) - PAGE)
@@ -215,7 +217,7 @@ class Transcript(VerticalScroll, can_focus=True):
             self._views[message.id] = view
             views.append(view)
         if views:
-            await self.mount_all(views, before=before)
+            await self.query_one("#column").mount_all(views, before=before)
         for view in views:
             view.ready = True
 
