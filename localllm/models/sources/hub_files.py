@@ -1,6 +1,7 @@
 """Listing a hub repository and fetching its files, through ``huggingface_hub``."""
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from localllm import __version__
 from localllm.errors import ChecksumError, DiskFullError, InvalidModelError, NetworkError
 from localllm.files import disk_full_as_error
 from localllm.models.manifest import ModelFile
@@ -22,6 +24,8 @@ from localllm.sanitize import one_line
 
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{40,64}", re.ASCII)
+# In place of the package's own, which names the versions of everything that is installed here.
+_PLAIN_AGENT = {"user-agent": f"localllm/{__version__}"}
 _BROKEN_CONNECTIONS = 5  # in a row, without one new byte
 _PAUSE_SECONDS = 0.5  # after a broken connection; doubled after each that brought nothing
 
@@ -71,7 +75,7 @@ def list_repository(repository: str, revision: str) -> Listing:
     if constants.is_offline_mode():
         return _list_cache(repository, revision)
     with hub_errors(repository, revision):
-        info = HfApi(endpoint=constants.ENDPOINT, library_name="localllm").model_info(
+        info = HfApi(endpoint=constants.ENDPOINT, headers=_PLAIN_AGENT).model_info(
             repository, revision=revision or None, files_metadata=True, timeout=constants.DEFAULT_REQUEST_TIMEOUT
         )
     if not info.sha:
@@ -130,16 +134,16 @@ def fetch_file(repository: str, commit: str, file: HubFile, work: Path, report: 
         DiskFullError: There is no room; the partial file is gone.
     """
     target = work / file.name
-    if file.cached is not None:
-        target.unlink(missing_ok=True)
-        stored = import_file(file.cached, target, report)
-        _check(file, target, stored.sha256)
-        return stored
     if target.exists():
         kept_sha256 = sha256_of(target, counting(report, "verify", file.size, file.name))
         if _is_right(file, target, kept_sha256):
             return ModelFile(file.name, file.size, kept_sha256)
         target.unlink()  # of another commit
+    if file.cached is not None:
+        stored = import_file(file.cached, target, report)
+        if _is_right(file, target, stored.sha256):
+            return stored
+        target.unlink()  # the cache is damaged
     part = work / f"{_content_key(commit, file)}.part"
     try:
         _download(repository, commit, file, part, report)
@@ -147,7 +151,12 @@ def fetch_file(repository: str, commit: str, file: HubFile, work: Path, report: 
         part.unlink(missing_ok=True)
         raise
     sha256 = sha256_of(part, counting(report, "verify", file.size, file.name))
-    _check(file, part, sha256)
+    if not _is_right(file, part, sha256):
+        part.unlink()
+        raise ChecksumError(
+            f"{file.name} is not what the hub promised: its checksum is wrong.",
+            "It was removed. Run the same command again; if it stays wrong, the repository is damaged.",
+        )
     part.replace(target)
     return ModelFile(file.name, file.size, sha256)
 
@@ -186,7 +195,7 @@ def _stream(url: str, part: Path, have: int, file: HubFile, on_bytes: Callable[[
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not in __all__
 
     # Compressed transfers cannot be continued by position.
-    headers = {**build_hf_headers(library_name="localllm"), "Accept-Encoding": "identity"}
+    headers = {**build_hf_headers(headers=_PLAIN_AGENT), "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
     with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
@@ -200,19 +209,12 @@ def _stream(url: str, part: Path, have: int, file: HubFile, on_bytes: Callable[[
                     break
                 handle.write(chunk)
                 on_bytes(done)
+            handle.flush()
+            os.fsync(handle.fileno())
     if done != file.size:
         part.unlink()
         raise ChecksumError(
             f"{file.name} has another size than the hub promised ({file.size:,} bytes).", "Run the same command again."
-        )
-
-
-def _check(file: HubFile, arrived: Path, sha256: str) -> None:
-    if not _is_right(file, arrived, sha256):
-        arrived.unlink()
-        raise ChecksumError(
-            f"{file.name} is not what the hub promised: its checksum is wrong.",
-            "It was removed. Run the same command again; if it stays wrong, the repository is damaged.",
         )
 
 

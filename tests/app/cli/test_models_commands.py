@@ -189,6 +189,27 @@ def test_interrupted(home, slow_hub, number, code):
     assert ModelStore(home).list() == []
 
 
+def test_a_disk_that_fills_up_leaves_nothing(home, slow_hub):
+    command = [sys.executable, "-P", "-m", "app", "pull", "acme/tiny-GGUF"]
+    with slow_hub as hub:
+        # A limit on the size of files stands in for a full disk: the system refuses the write in the same way.
+        done = subprocess.run(
+            ["sh", "-c", 'ulimit -f 40; exec "$@"', "sh", *command],  # 40 blocks of 512 bytes (bash: 1024)
+            cwd=ROOT,
+            env={**os.environ, "HF_ENDPOINT": hub.url, "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "The disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(home.partial.iterdir())
+    assert not list(home.models.iterdir())
+
+
 @pytest.mark.parametrize(("n", "text"), [(0, "0"), (999, "999"), (134_515_008, "135M"), (1_711_376_384, "1.71B"),
                                          (999_999_999, "1B"), (70_553_706_496, "70.6B")])  # fmt: skip
 def test_numbers_of_weights(n, text):

@@ -257,6 +257,12 @@ def test_a_cached_file_is_linked_and_not_fetched_again(hub, repository, store, c
     assert blob.stat().st_mode == mode
 
 
+def test_a_damaged_cache_is_not_trusted(hub, repository, store, content):
+    path = hf_hub_download(REPOSITORY, "Tiny-Chat-Q4_K_M.gguf", endpoint=hub.url, cache_dir=constants.HF_HUB_CACHE)
+    Path(path).write_bytes(bytes(len(content)))
+    assert store.file(pull(REPOSITORY, store)).read_bytes() == content
+
+
 def test_a_full_disk_is_noticed_before_and_during(hub, repository, store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())

