@@ -88,7 +88,7 @@ class Reporter:
                     f"Another process is fetching {one_line(progress.file)}: waiting for it. Ctrl-C gives up.",
                     file=sys.stderr,
                 )
-            elif progress.stage in _LABELS and progress.total is not None:
+            elif progress.stage in _LABELS and progress.done != progress.total:
                 self._bar = Progress(f"{_LABELS[progress.stage]} {one_line(progress.file, 48)}", progress.total)
         if progress.stage == "install":
             self.worked = True

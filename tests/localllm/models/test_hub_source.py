@@ -230,7 +230,7 @@ def test_no_network(hub, store, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(NetworkError, match="cannot be reached"):
         pull(REPOSITORY, store)
-    assert not list(store.home.partial.rglob("*.part"))
+    assert not list(store.home.partial.iterdir())
 
 
 def test_the_hubs_own_cache_is_used_also_offline(hub, repository, store, content, monkeypatch):
