@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from localllm.errors import LocalLLMError
+from localllm.errors import LocalLLMError, SettingsError
 from serve.http.errors import HTTPError
 from serve.http.replies import error_response
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 MAX_BODY = 8 * 1024 * 1024
 BODY_SECONDS = 60.0
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
+_HOST = re.compile(r"(\[[0-9a-f:.%]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
 _OPEN_PATH = "/health"
 _INTERNAL = "/internal/"
 
@@ -38,8 +38,16 @@ def is_loopback(host: str) -> bool:
 
 
 def host_in_header(host: str) -> str:
-    """``host`` as a Host header spells it: IPv6 in brackets, lower case."""
-    return f"[{host}]".lower() if ":" in host else host.lower()
+    """``host`` as a Host header spells it, without the port: IPv6 in brackets, lower case.
+
+    Raises:
+        SettingsError: It is no host's name and no address.
+    """
+    spelled = f"[{host}]".lower() if ":" in host else host.lower()
+    found = _HOST.fullmatch(spelled)
+    if found is None or found[1] != spelled:
+        raise SettingsError(f"{host!r} is not the name or address of a host.", "Give it without http:// and port.")
+    return spelled
 
 
 class Keys:

@@ -91,7 +91,7 @@ async def run_server(
         on_stopping: Is told the number of requests that are still under way when the server begins to stop.
 
     Raises:
-        SettingsError: A bind that others can reach, without a key.
+        SettingsError: A bind that others can reach, without a key; a host that is none.
         ServerRunningError: A server of this home runs already.
         ServerError: The address cannot be bound.
     """
