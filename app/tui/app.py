@@ -75,6 +75,10 @@ class LocalLLMApp(App[None]):
         """Keep the theme that a person picks."""
         self.theme_changed_signal.subscribe(self, self._save_theme)
 
+    async def on_unmount(self) -> None:
+        """However the app ends: save what is being written, and leave the server."""
+        await self.session.close()
+
     def action_help(self) -> None:
         """Show the keys, unless a window lies over the chat."""
         if isinstance(self.screen, ChatScreen):

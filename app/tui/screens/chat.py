@@ -210,9 +210,11 @@ class ChatScreen(ConversationsScreen):
             self.leave_edit()
         self.close_list()
 
-    def action_browse(self) -> None:
-        """Go to the messages."""
-        if self.transcript.path:
+    async def action_browse(self) -> None:
+        """Go to the messages, and there to the one before."""
+        if self.transcript.has_focus:
+            await self.transcript.action_cursor(-1)
+        elif self.transcript.path:
             self.transcript.focus()
 
     def action_page(self, direction: int) -> None:

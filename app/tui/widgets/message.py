@@ -75,9 +75,10 @@ class MessageView(Vertical):
         self._show_state()
 
     def _show_state(self) -> None:
-        self.query_one(".note", Static).update(Content(self._note()))
+        note = self._note()
+        self.query_one(".note", Static).update(Content(note))
+        self.set_class(bool(note), "-noted")
         self.set_class(self.message.status == "error", "-error")
-        self.set_class(self.message.status == "cancelled", "-cancelled")
 
     def _who(self) -> str:
         if self.message.role == "user":

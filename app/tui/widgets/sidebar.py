@@ -142,8 +142,8 @@ class Sidebar(Vertical):
         options_list.clear_options()
         options_list.add_options(options)
         ids = [option.id for option in options]
-        if str(current) in ids:
-            options_list.highlighted = ids.index(str(current))
+        first = next((index for index, found in enumerate(ids) if found), None)
+        options_list.highlighted = ids.index(str(current)) if str(current) in ids else first
 
     def _option(
         self, conversation: Conversation, current: int | None, live: frozenset[int], below: Content | str = ""

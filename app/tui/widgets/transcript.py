@@ -128,9 +128,11 @@ class Transcript(VerticalScroll, can_focus=True):
             await self._mount_views(range(same, len(path)))
             self._show_earlier()
             indices = {message.id: index for index, message in enumerate(self._path)}
-            self._set_cursor(indices.get(select) if select is not None else None)
-        if self._cursor is None:
+            self._set_cursor(None if select is None else indices.get(select))
+        if select is None:
             self.anchor()
+            if self.has_focus and self._path:
+                self._set_cursor(len(self._path) - 1, scroll=False)
 
     async def finish(self, message: Message) -> None:
         """Show a message as it was saved in the end; it is not written any more."""
@@ -198,15 +200,16 @@ class Transcript(VerticalScroll, can_focus=True):
             return self.selected is not None
         return True
 
-    def _set_cursor(self, index: int | None) -> None:
+    def _set_cursor(self, index: int | None, *, scroll: bool = True) -> None:
         for view in self._views.values():
             view.remove_class("-cursor")
         self._cursor = index
         selected = None if index is None else self._views.get(self._path[index].id)
         if selected is not None:
             selected.add_class("-cursor")
-            taller = selected.size.height >= self.size.height
-            self.call_after_refresh(self.scroll_to_widget, selected, animate=False, top=taller)
+            if scroll:
+                taller = selected.size.height >= self.size.height
+                self.call_after_refresh(self.scroll_to_widget, selected, animate=False, top=taller)
         self.post_message(self.CursorMoved())
 
     async def _mount_views(self, indices: range, *, before: MessageView | None = None) -> None:
