@@ -107,7 +107,7 @@ def read_manifest(directory: Path) -> Manifest:
             key: record.pop(key) for key in list(record) if key in Manifest.__dataclass_fields__ and key != "extra"
         }
         return Manifest(**known, extra=record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidModelError(
             f"The manifest {path} cannot be read.", "Remove the model with `localllm models rm` and pull it again."
         ) from error
