@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.theme import Theme
 
 from app.tui import clipboard
+from app.tui.markdown import harmless
 from app.tui.screens.chat import ChatScreen
 from app.tui.session import Connect, Session
 from app.tui.themes import DARK, LIGHT
@@ -102,6 +104,12 @@ class LocalLLMApp(App[None]):
         yield SystemCommand("Keys", "List all keys", self.action_help)
         yield SystemCommand("Screenshot", "Save a picture of the screen", self._save_picture)
         yield SystemCommand("Quit", "Everything is saved", self.action_quit)
+
+    async def on_event(self, event: events.Event) -> None:
+        """Make what is pasted harmless, wherever it goes; terminals send carriage returns for its line ends."""
+        if isinstance(event, events.Paste):
+            event.text = harmless(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        await super().on_event(event)
 
     def get_key_display(self, binding: Binding) -> str:
         """Keys as they are printed on a keyboard: ``Ctrl+N``, ``Alt+↑``, ``F1``."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from app.turn import AnswerDelta, AnswerStarted, ChatTurn, TurnEvent
 from localllm.conversations import ConversationStore
-from localllm.errors import ModelNotFoundError, ServerError
+from localllm.errors import ModelNotFoundError, ServerError, UsageError
 from localllm.models.store import ModelStore
 from localllm.paths import Home
 from localllm.settings import Settings
@@ -98,8 +98,8 @@ class Session:
             if wanted:
                 try:
                     return str(self.store.resolve(wanted).model_name)
-                except ModelNotFoundError:
-                    continue
+                except (ModelNotFoundError, UsageError):
+                    continue  # removed since, or no name at all
         return next((str(manifest.model_name) for manifest in self.store.list()), "")
 
     async def warm(self, model: str) -> None:

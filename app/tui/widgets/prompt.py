@@ -54,7 +54,7 @@ class Prompt(TextArea):
 
     def put(self, text: str) -> None:
         """Replace the text and place the cursor behind it."""
-        self.text = text
+        self.text = harmless(text)  # TextArea draws control characters as they are
         self.move_cursor(self.document.end)
 
     def action_submit(self) -> None:
@@ -91,7 +91,3 @@ class Prompt(TextArea):
         # TextArea takes Enter for a newline before bindings are asked; here the bindings (and so keymaps) decide.
         if event.key == "enter":
             event.prevent_default()
-
-    async def _on_paste(self, event: events.Paste) -> None:
-        # Runs before TextArea's own handler. Terminals send a carriage return for a line's end in a paste.
-        event.text = harmless(event.text.replace("\r\n", "\n").replace("\r", "\n"))

@@ -31,11 +31,9 @@ class Transcript(VerticalScroll, can_focus=True):
         Binding("e", "request('edit')", "Edit", id="message.edit", tooltip="Edit the question, as a new branch"),
         Binding("r", "request('regenerate')", "Again", id="message.again", tooltip="Another answer, as a new branch"),
         Binding("c", "request('copy')", "Copy", id="message.copy", tooltip="Copy the message"),
-        Binding("b", "request('copy_code')", "Copy code", id="message.code", tooltip="Copy a block of code"),
-        Binding(
-            "left,h", "branch(-1)", "Branch before", id="message.branch_left", tooltip="The branch before this one"
-        ),
-        Binding("right,l", "branch(1)", "Branch after", id="message.branch_right", tooltip="The branch after this one"),
+        Binding("b", "request('copy_code')", "Code", id="message.code", tooltip="Copy a block of code"),
+        Binding("left,h", "branch(-1)", "Prev", id="message.branch_left", tooltip="The branch before this one"),
+        Binding("right,l", "branch(1)", "Next", id="message.branch_right", tooltip="The branch after this one"),
         Binding("pageup", "earlier_page", "Page up", id="message.page_up", show=False),
         Binding("pagedown,space", "page_down", "Page down", id="message.page_down", show=False),
     ]

@@ -9,7 +9,7 @@ from localllm.models.store import ModelStore
 from localllm.settings import Settings
 from tests.fakes.client import FakeClient, connector
 
-NOON = 1_760_000_000.0  # 2025-10-09
+NOON = 1_760_000_000.0  # 2025-10-09, 08:53 UTC
 
 
 class Clock:

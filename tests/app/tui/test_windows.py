@@ -298,8 +298,8 @@ async def test_pick_another_model(make_app, model, home, settle, conversations):
 
 @pytest.mark.model
 def test_the_fit_of_a_real_model(starter_home):
-    from localllm.models.store import ModelStore
     from app.tui.screens.model_picker import Row
+    from localllm.models.store import ModelStore
 
     store = ModelStore(starter_home)
     manifest = store.resolve("starter")
