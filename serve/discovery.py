@@ -150,7 +150,7 @@ async def stop_managed(home: Home, record: ServerRecord) -> None:
         async with asyncio.timeout(STOP_SECONDS):
             with suppress(ServerError):  # it may be going already: the lock will tell
                 await client.shutdown()
-            while not _lock_is_free(home):  # noqa: ASYNC110  another process's lock sets no event here
+            while not _gone(home, record):  # noqa: ASYNC110  another process's lock sets no event here
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError:
         raise ServerRunningError(
@@ -159,6 +159,12 @@ async def stop_managed(home: Home, record: ServerRecord) -> None:
         ) from None
     finally:
         await client.aclose()
+
+
+def _gone(home: Home, record: ServerRecord) -> bool:
+    """Whether this very server has ended; another one may have its lock already."""
+    now = running_server(home)
+    return now != record and (now is not None or _lock_is_free(home))
 
 
 def _lock_is_free(home: Home) -> bool:

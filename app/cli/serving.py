@@ -54,8 +54,7 @@ def serve(
 async def _serve(
     home: Home, settings: Settings, options: ServerOptions, ready: Callable[[Running], Awaitable[None]]
 ) -> None:
-    record = running_server(home)
-    if record is not None:
+    while (record := running_server(home)) is not None:
         if record.managed:
             _say("The app's own server is running; taking its place.")
         await stop_managed(home, record)

@@ -32,7 +32,7 @@ from serve.supervisor import StartEngine, Supervisor
 
 DRAIN_SECONDS = 5
 # Long enough for somebody who only looks whether the lock is free.
-_LOCK_SECONDS = 1.0
+_LOCK_SECONDS = 0.3
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  the names are compared, not bound
 _log = logging.getLogger(__name__)
 
@@ -104,7 +104,9 @@ async def run_server(
             store, settings, lambda: machine_memory(settings.memory_gb), start_engine, logs=home.logs
         )
         stopper = _Stopper(activity, on_stopping)
-        stopper.server = _uvicorn(create_app(supervisor, store, _access(options, token), activity, stopper.stop))
+        stopper.server = _uvicorn(
+            create_app(supervisor, store, _access(options, token), activity, stopper.stop_on_request)
+        )
         record.write(home)
         _log.info("serving at %s, process %d, version %s", record.base_url, record.pid, __version__)
         helpers: list[asyncio.Task[None]] = []
@@ -167,6 +169,13 @@ class _Stopper:
 
     def stop(self) -> None:
         """Stop taking requests, finish the ones under way; a second call does not wait for them."""
+        self._stop(self._activity.requests)
+
+    def stop_on_request(self) -> None:
+        """As :meth:`stop`, asked by a request, which is not one to wait for."""
+        self._stop(self._activity.requests - 1)
+
+    def _stop(self, n_requests: int) -> None:
         server = self.server
         assert server is not None, "set before anything can ask to stop"
         if server.should_exit:
@@ -174,7 +183,7 @@ class _Stopper:
             return
         server.should_exit = True
         if self._on_stopping is not None:
-            self._on_stopping(self._activity.requests)
+            self._on_stopping(n_requests)
 
     @contextmanager
     def signals(self) -> Iterator[None]:

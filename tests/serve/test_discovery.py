@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -21,12 +22,12 @@ SETTINGS = Settings(keep_alive=60)
 
 @pytest.fixture
 async def ended(home):
-    """Ends the server that the test started."""
+    """Ends the server that the test started, and one that was waiting to take its place."""
     yield
-    record = running_server(home)
-    if record is not None:
-        os.kill(record.pid, signal.SIGTERM)
-        await until_gone(home)
+    while (record := running_server(home)) is not None:
+        with suppress(ProcessLookupError):
+            os.kill(record.pid, signal.SIGTERM)
+        await asyncio.sleep(0.5)
 
 
 async def until_gone(home, seconds=15.0):

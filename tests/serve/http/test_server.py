@@ -68,7 +68,7 @@ async def test_a_stopping_server_finishes_its_answers(home, eventually):
     await asyncio.wait_for(server, 10)
     await client.aclose()
     assert "".join(texts) == "Hello world."
-    assert said == [2]  # the answer, and the request to stop
+    assert said == [1]
     assert starter.started[0].closed
 
 
