@@ -88,7 +88,9 @@ class HostGuard:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
             if not self._host_allowed(headers.getlist("host")):
-                error = HTTPError(403, "forbidden_host", "This Host header is not allowed.", "Use 127.0.0.1.", "Host")
+                error = HTTPError(
+                    403, "forbidden_host", "This Host header is not allowed.", "Use 127.0.0.1, or --allow-host.", "Host"
+                )
                 return await error_response(error)(scope, receive, send)
             if not all(_is_loopback_origin(origin) for origin in headers.getlist("origin")):
                 error = HTTPError(403, "forbidden_origin", "Web pages of other sites may not use this server.")
