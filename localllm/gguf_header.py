@@ -10,6 +10,7 @@ import math
 import os
 import stat
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -103,8 +104,8 @@ class GGUFHeader:
 
     @property
     def architecture(self) -> str:
-        """The architecture (``llama``, ``gemma3``)."""
-        return str(self.metadata["general.architecture"])
+        """The architecture (``llama``, ``gemma3``); empty in the later parts of a split model."""
+        return str(self.metadata.get("general.architecture", ""))
 
     @property
     def n_parameters(self) -> int:
@@ -189,6 +190,35 @@ def read_gguf_header(path: Path) -> GGUFHeader:
         os.close(descriptor)
 
 
+def read_gguf_parts(paths: Sequence[Path]) -> GGUFHeader:
+    """Read and check a model in one file, or in the several that a large one is split into.
+
+    Args:
+        paths: All of its files, the first part first.
+
+    Returns:
+        The first part's header with the tensors of all; each tensor's offset is in its own part.
+
+    Raises:
+        InvalidModelError: As for :func:`read_gguf_header`; or parts are missing or out of order.
+    """
+    headers = [read_gguf_header(path) for path in paths]
+    first = headers[0]
+    promised = first.number("split.count") or 1
+    if promised != len(paths):
+        raise InvalidModelError(
+            f"{one_line(paths[0].name, 80)} is one of {promised} parts, and {len(paths)} are here.",
+            "All parts are needed.",
+        )
+    for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
+        if header.number("split.no") != number:
+            raise InvalidModelError(
+                f"{one_line(path.name, 80)} is not part {number + 1} of {promised}.", "Pull the model again."
+            )
+    tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    return replace(first, tensors=tensors, file_size=sum(header.file_size for header in headers))
+
+
 class _Parser:
     """One pass over a header."""
 
@@ -207,17 +237,23 @@ class _Parser:
         for _ in range(n_pairs):
             self._pair()
         alignment = self._alignment()
-        if self.kinds.get("general.architecture") != STRING or not self.metadata["general.architecture"]:
-            raise cursor.invalid("it does not name its architecture (general.architecture)")
-        n_layer = self.metadata.get(f"{self.metadata['general.architecture']}.block_count")
-        if isinstance(n_layer, int) and not 0 < n_layer <= _MAX_LAYERS:
-            raise cursor.invalid(f"it claims {n_layer} layers")
+        self._check_architecture()
         names: set[str] = set()
         relative = [self._tensor(alignment, names) for _ in range(n_tensors)]
         data_start = -(-cursor.position // alignment) * alignment
         tensors = tuple(replace(tensor, offset=data_start + tensor.offset) for tensor in relative)
         self._check_places(tensors)
         return GGUFHeader(version, self.metadata, tensors, alignment, cursor.size)
+
+    def _check_architecture(self) -> None:
+        part = self.metadata.get("split.no")
+        if isinstance(part, int) and part > 0 and "general.architecture" not in self.metadata:
+            return  # the later parts of a split model hold tensors alone
+        if self.kinds.get("general.architecture") != STRING or not self.metadata["general.architecture"]:
+            raise self.cursor.invalid("it does not name its architecture (general.architecture)")
+        n_layer = self.metadata.get(f"{self.metadata['general.architecture']}.block_count")
+        if isinstance(n_layer, int) and not 0 < n_layer <= _MAX_LAYERS:
+            raise self.cursor.invalid(f"it claims {n_layer} layers")
 
     def _preamble(self) -> int:
         cursor = self.cursor

@@ -8,7 +8,7 @@ _KEPT = "\n\t"
 _PICTURES: dict[int, str | None] = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in _KEPT}
 _PICTURES[0x7F] = "\u2421"
 # C1 controls: some terminals read them as escape sequences.
-_PICTURES.update({code: "\ufffd" for code in range(0x80, 0xA0)})
+_PICTURES.update(dict.fromkeys(range(0x80, 0xA0), "\ufffd"))
 # Direction overrides and isolates reorder what a person reads; line and paragraph separators break layouts.
 _PICTURES.update(dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd"))
 _PICTURES.update({0x2028: "\n", 0x2029: "\n"})
@@ -18,7 +18,7 @@ _TABLE = str.maketrans(_PICTURES)
 
 
 def printable(text: str) -> str:
-    r"""``text`` with every control character replaced by a visible one; ``\n`` and ``\t`` stay, ``\r\n`` becomes ``\n``."""
+    r"""``text`` with every control character made visible; ``\n`` and ``\t`` stay, ``\r\n`` becomes ``\n``."""
     return text.replace("\r\n", "\n").translate(_TABLE)
 
 

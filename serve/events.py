@@ -34,7 +34,9 @@ class StreamDone:
     @property
     def tokens_per_second(self) -> float:
         """Decode speed; 0 when nothing was decoded."""
-        return (self.n_completion - 1) / self.decode_seconds if self.decode_seconds > 0 and self.n_completion > 1 else 0.0
+        return (
+            (self.n_completion - 1) / self.decode_seconds if self.decode_seconds > 0 and self.n_completion > 1 else 0.0
+        )
 
 
 StreamEvent = TextDelta | StreamDone

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from localllm.errors import EngineBusyError, ModelNotFoundError, RequestError, ServerError, UsageError
-from localllm.gguf_header import read_gguf_header
+from localllm.gguf_header import read_gguf_parts
 from localllm.memory import Fit, MachineMemory, require_fit
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
@@ -197,15 +197,15 @@ class Supervisor:
             return engine
 
     def _check(self, manifest: Manifest, machine: MachineMemory) -> tuple[Path, Fit]:
-        """The file to load and the context that fits; reads the file's header, so it runs in a thread."""
+        """The file to load and the context that fits; reads the headers of its files, so it runs in a thread."""
         if manifest.format != "gguf":
             raise RequestError(
                 f"{manifest.model_name} is in {manifest.format.upper()} form, which this version cannot serve yet.",
                 "Pull the model as GGUF.",
                 "model",
             )
-        path = self._store.file(manifest)
-        return path, require_fit(read_gguf_header(path), machine, self._settings.ctx)
+        paths = self._store.paths(manifest)
+        return paths[0], require_fit(read_gguf_parts(paths), machine, self._settings.ctx)
 
     async def _bury_dead(self) -> None:
         """Forget engines whose process has ended, so that their memory counts as free."""

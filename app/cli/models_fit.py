@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
 
 def _measure(manifests: Sequence["Manifest"], store: "ModelStore", machine: "MachineMemory", n_ctx: int) -> list[_Row]:
     """A row for each GGUF model; one that cannot be read is named on standard error."""
-    from localllm.gguf_header import read_gguf_header  # deferred, as in run
+    from localllm.gguf_header import read_gguf_parts  # deferred, as in run
     from localllm.memory import fit, model_shape
 
     rows = []
@@ -111,7 +111,7 @@ def _measure(manifests: Sequence["Manifest"], store: "ModelStore", machine: "Mac
             print(f"{name}: memory is known for GGUF models only; this one is {manifest.format}.", file=sys.stderr)
             continue
         try:
-            header = read_gguf_header(store.file(manifest))
+            header = read_gguf_parts(store.paths(manifest))
         except (InvalidModelError, StoreError) as error:
             print(f"{name}: {printable(error.message)}", file=sys.stderr)
             continue

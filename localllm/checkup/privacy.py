@@ -13,7 +13,6 @@ from localllm.sanitize import one_line
 from localllm.settings import Settings
 
 _OTHERS = 0o077
-_NO_TELEMETRY = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK")  # as huggingface-hub reads them
 # Parts of paths that a synchronising service watches, and its name.
 _SYNCED = {
     "mobile documents": "iCloud Drive",
@@ -59,18 +58,18 @@ def check_network(environ: Mapping[str, str], settings: Settings | None) -> list
         environ: The environment.
         settings: None when they cannot be read, which is reported elsewhere.
     """
-    findings = [Finding("ok", "No telemetry: only `localllm pull` uses the network, and only when you run it")]
+    findings = [
+        Finding("ok", "No telemetry: only `localllm pull` uses the network, and only when you run it"),
+        Finding(
+            "ok", "A hub that `pull` asks learns this program's name and version, and nothing else of this machine"
+        ),
+    ]
     if _on(environ.get("HF_HUB_OFFLINE")):
         findings.append(Finding("ok", "The hub is switched off (HF_HUB_OFFLINE): `pull` uses only what is cached"))
     if endpoint := environ.get("HF_ENDPOINT"):
         findings.append(Finding("warn", f"`pull` asks {one_line(endpoint, 100)} (HF_ENDPOINT)", "Is this hub yours?"))
     if environ.get("HF_TOKEN"):
         findings.append(Finding("ok", "HF_TOKEN is set: `pull` shows your account to the hub"))
-    if any(_on(environ.get(name)) for name in _NO_TELEMETRY):
-        findings.append(Finding("ok", "The hub's own usage data is off"))
-    else:
-        text = "During `pull`, the hub's library tells the hub which Python and library versions it runs"
-        findings.append(Finding("warn", text, "Set HF_HUB_DISABLE_TELEMETRY=1 to stop that."))
     if settings is not None and not is_loopback(settings.host):
         text = f"`localllm serve` will listen on {one_line(settings.host, 60)}, where other machines can reach it"
         findings.append(Finding("warn", text, "Set host to 127.0.0.1 unless you want that; it asks for a key."))
@@ -132,10 +131,12 @@ def _loose_modes(root: Path) -> Iterator[Path]:
         for name in (*directories, *files):
             path = Path(directory, name)
             try:
-                mode = path.lstat().st_mode
+                status = path.lstat()
             except FileNotFoundError:
                 continue  # gone since it was listed
-            if not stat.S_ISLNK(mode) and mode & _OTHERS:
+            # A file with another hard link is a model that was linked from elsewhere: its mode is that file's too.
+            linked = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+            if not linked and not stat.S_ISLNK(status.st_mode) and status.st_mode & _OTHERS:
                 yield path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from localllm.errors import InvalidModelError
-from localllm.gguf_header import read_gguf_header
+from localllm.gguf_header import read_gguf_parts
 from localllm.sanitize import one_line
 
 _HEADER_MAX = 100 << 20  # bytes, the limit of the safetensors format itself
@@ -53,22 +53,12 @@ def describe(paths: Sequence[Path]) -> Description:
 
 
 def _describe_gguf(paths: Sequence[Path]) -> Description:
-    header = read_gguf_header(paths[0])
-    promised = header.number("split.count") or 1
-    if promised != len(paths):
-        raise InvalidModelError(
-            f"{paths[0].name} is one of {promised} parts, and {len(paths)} are here.", "All parts are needed."
-        )
-    for path in paths[1:]:
-        with path.open("rb") as handle:
-            if handle.read(4) != b"GGUF":
-                raise InvalidModelError(f"{path.name} is not a GGUF file.", "Pull the model again.")
+    header = read_gguf_parts(paths)
     licence = header.metadata.get("general.license")
     return Description(
         format="gguf",
         architecture=one_line(header.architecture, 60),
-        # Only the first part's header names the architecture, and it counts its own tensors alone.
-        parameters=header.n_parameters if promised == 1 else 0,
+        parameters=header.n_parameters,
         quantization=header.quantization,
         n_ctx_train=header.n_ctx_train,
         licence=one_line(licence, 60) if isinstance(licence, str) else "",

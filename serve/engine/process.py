@@ -29,10 +29,10 @@ from serve.engine.types import (
 log = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 3.0
-# For the engine's process, unless the person has set them: no debugger attached to a dying process, and threads that
-# sleep while they wait for each other. Spinning ones lose their time slices to any other busy program: with one beside
-# them the starter model fell from over 100 tokens a second to 1-5, sleeping ones kept 22-35.
-_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "passive"}
+# For the engine's process, unless the person has set them: no debugger attached to a dying process, and OpenMP threads
+# that spin for some 50 us only while they wait for each other, then sleep. By default they spin for milliseconds, which
+# is no faster on a quiet machine and several times slower beside another busy program (docs/LOG.md has the figures).
+_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "1000"}
 
 
 class ProcessEngine:

@@ -279,9 +279,12 @@ def test_a_full_disk_is_noticed_before_and_during(hub, repository, store, monkey
     assert not list(store.home.partial.iterdir())
 
 
-def test_a_split_model_is_fetched_whole(hub, store, tmp_path, content):
-    first = write_tiny_gguf(tmp_path / "first.gguf", extra={"split.count": 2, "split.no": 0}).read_bytes()
-    parts = {f"big-Q4_K_M-0000{part}-of-00002.gguf": data for part, data in ((1, first), (2, content))}
+def test_a_split_model_is_fetched_whole(hub, store, tmp_path):
+    parts = {}
+    for number in range(2):
+        extra = {"split.count": 2, "split.no": number}
+        part = write_tiny_gguf(tmp_path / "part.gguf", extra=extra, seed=number)
+        parts[f"big-Q4_K_M-0000{number + 1}-of-00002.gguf"] = part.read_bytes()
     hub.repositories["acme/Big-GGUF"] = FakeRepository(parts)
     manifest = pull("acme/Big-GGUF", store)
     assert str(manifest.model_name) == "big:q4_k_m"
