@@ -51,7 +51,7 @@ class ChatScreen(ConversationsScreen):
         Binding("escape", "back", "Back", id="chat.back", tooltip="Back to the prompt; leave an edit"),
         Binding("ctrl+n", "new", "New", id="chat.new", tooltip="Start a new conversation"),
         Binding("ctrl+o", "models", "Model", id="chat.models", tooltip="Pick a model"),
-        Binding("ctrl+r", "regenerate", "Again", id="chat.again", tooltip="Another answer to the last message"),
+        Binding("ctrl+r", "regenerate", "Again", id="chat.again", tooltip="Ask again: another answer, as a new branch"),
         Binding("alt+up", "browse", "Messages", id="chat.browse", tooltip="Go to the messages; Esc comes back"),
         Binding("ctrl+b,f2", "toggle_list", "List", id="chat.list", tooltip="Show or hide the conversations"),
         Binding("f3", "search", "Search", id="chat.search", show=False, tooltip="Search all conversations"),
@@ -138,9 +138,9 @@ class ChatScreen(ConversationsScreen):
         self._ask(conversation_id, lambda turn: turn.send(conversation_id, parent, text))
 
     def action_regenerate(self) -> None:
-        """Another answer to the last message of this branch."""
+        """Another answer in the place of the selected message, else of the last one of this branch."""
         if self.transcript.path:
-            self._regenerate(self.transcript.path[-1])
+            self._regenerate(self.transcript.selected or self.transcript.path[-1])
 
     def _regenerate(self, message: Message) -> None:
         if message.conversation_id in self.session.live:

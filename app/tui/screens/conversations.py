@@ -107,7 +107,8 @@ class ConversationsScreen(Screen[None]):
 
     def show_speed(self) -> None:
         """Show what the last answer of this branch took."""
-        usage = next((dict(m.usage) for m in reversed(self.transcript.path) if m.usage), {})
+        answer = self.transcript.last_answer
+        usage = dict(answer.usage) if answer else {}
         self.status.speed = (
             Speed(usage["tokens_per_second"], usage["n_prompt"] + usage["n_completion"], usage["n_ctx"])
             if usage

@@ -94,9 +94,9 @@ class MessageView(Vertical):
             return ""
         match self.message.status:
             case "cancelled":
-                return "■ Stopped. Press r for another answer."
+                return "■ Stopped. Ctrl+R asks again."
             case "error":
-                return f"▲ {harmless(self.message.error)} Press r to try again."
+                return f"▲ {harmless(self.message.error)} Ctrl+R asks again."
             case "streaming":
                 return "… Another window is writing this answer."
         if self.message.usage.get("reason") == "length":
