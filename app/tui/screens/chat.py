@@ -1,6 +1,7 @@
 """The chat screen: hears what the widgets post, and decides."""
 
 import asyncio
+import time
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from app.tui.widgets.prompt import Prompt
 from app.tui.widgets.sidebar import ConversationList, Sidebar
 from app.tui.widgets.status import StatusLine
 from app.tui.widgets.transcript import Request, Transcript
-from app.turn import AnswerDelta, AnswerStarted, TurnEvent, UserSaved
+from app.turn import AnswerStarted, TurnEvent, UserSaved
 from localllm.conversations import Message
 from localllm.errors import LocalLLMError
 from localllm.sanitize import one_line
@@ -39,6 +40,7 @@ Ctrl+O  models        F1      all keys
 Ctrl+P  everything    Ctrl+Q  quit"""
 NO_MODEL = "No model is here yet. Ctrl+O fetches one to start with."
 _TITLE = 40
+_FRAME = 0.08  # seconds
 
 
 class ChatScreen(ConversationsScreen):
@@ -154,16 +156,21 @@ class ChatScreen(ConversationsScreen):
         self.run_worker(self._run_turn(conversation_id, ask), group="answers")
 
     async def _run_turn(self, conversation_id: int, ask: Ask) -> None:
+        drawing = asyncio.create_task(self._draw_live(conversation_id))
         try:
             await self.session.ask(conversation_id, ask, self._on_turn_event)
         except LocalLLMError as error:
             self.say(str(error), "error")
         finally:
-            if self.is_attached:
+            drawing.cancel()
+            await asyncio.wait([drawing])
+            if self.has_widgets:
                 await self._turn_ended(conversation_id)
+            if not drawing.cancelled():
+                drawing.result()  # it ended by itself: raise the bug that ended it
 
     async def _on_turn_event(self, conversation_id: int, event: TurnEvent) -> None:
-        if conversation_id != self.conversation_id:
+        if conversation_id != self.conversation_id or not self.has_widgets:
             return  # it is on the disk, and will be shown when its conversation is
         match event:
             case UserSaved():
@@ -177,12 +184,23 @@ class ChatScreen(ConversationsScreen):
                 await self.show_branch()
                 ready = self.session.model in self.session.ready
                 self._show_doing("" if ready else self.status.doing or f"loading {self.session.model}…")
-            case AnswerDelta():
-                live = self.session.live[conversation_id]
-                view = self._live_view()
-                if view is not None:
+
+    async def _draw_live(self, conversation_id: int) -> None:
+        """Show what has come, some ten times a second, and less often when drawing takes long.
+
+        A long answer is laid out afresh each time; neither the keys nor the stream must wait for that.
+        """
+        pause = _FRAME
+        while True:
+            began = time.monotonic()
+            live = self.session.live.get(conversation_id)
+            if live is not None and live.text and conversation_id == self.conversation_id and self.has_widgets:
+                if (view := self._live_view()) is not None:
                     await view.show_text(live.text)
                 self.status.doing = f"{live.n_deltas} tokens · {live.rate:.0f} tok/s · Esc stops"
+            await asyncio.sleep(pause)
+            busy = time.monotonic() - began - pause  # drawing here, and the layout that came during the sleep
+            pause = max(_FRAME, 2 * busy)
 
     async def _turn_ended(self, conversation_id: int) -> None:
         self.status.doing = ""

@@ -62,6 +62,11 @@ class ConversationsScreen(Screen[None]):
         return self.query_one(StatusLine)
 
     @property
+    def has_widgets(self) -> bool:
+        """False before the screen is filled and while the app closes: widgets go before their screen does."""
+        return bool(self.query(StatusLine))
+
+    @property
     def conversation_id(self) -> int | None:
         """The conversation that is shown."""
         return self.conversation.id if self.conversation else None
