@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from serve.client import ServeClient
 
 
+_KEY_NAMES = {"pgup": "PgUp", "pgdn": "PgDn"}
+
+
 class LocalLLMApp(App[None]):
     """One chat screen over a local server.
 
@@ -118,7 +121,7 @@ class LocalLLMApp(App[None]):
         )
         names = [modifier.capitalize() for modifier in modifiers]
         single = len(key) == 1 and not modifiers  # a letter pressed alone stays small
-        return "+".join([*names, key if single else key.capitalize()])
+        return "+".join([*names, key if single else _KEY_NAMES.get(key, key.capitalize())])
 
     def copy_to_clipboard(self, text: str) -> None:
         """Copy through the terminal (OSC 52), and on a Mac's own screen through the system too."""

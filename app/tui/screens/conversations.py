@@ -12,6 +12,7 @@ from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from app.tui.export import export_conversation
+from app.tui.markdown import harmless
 from app.tui.screens.dialogs import LineDialog
 from app.tui.session import Session
 from app.tui.widgets.prompt import Prompt
@@ -132,7 +133,7 @@ class ConversationsScreen(Screen[None]):
 
     def say(self, text: str, severity: Literal["information", "warning", "error"] = "information") -> None:
         """A notice in a corner, for some seconds."""
-        self.notify(text, severity=severity, markup=False, timeout=10 if severity == "error" else 5)
+        self.notify(harmless(text), severity=severity, markup=False, timeout=10 if severity == "error" else 5)
 
     def leave_edit(self) -> None:
         """Stop editing a message; what was in the prompt before comes back."""

@@ -14,6 +14,7 @@ from textual.widgets import Label, OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
+from app.tui.markdown import harmless
 from app.tui.styles import MUTED
 from localllm.errors import LocalLLMError
 from localllm.memory import fit, gigabytes, machine_memory
@@ -175,7 +176,9 @@ class ModelPicker(ModalScreen[str | None]):
         self.query_one(ProgressBar).update(total=now.total, progress=now.done)
 
     def _pull_failed(self, error: LocalLLMError) -> None:
-        self.app.notify(str(error), title="The model could not be fetched", severity="error", markup=False, timeout=15)
+        self.app.notify(
+            harmless(str(error)), title="The model could not be fetched", severity="error", markup=False, timeout=15
+        )
         if self.is_attached:
             self._pulling(False)
 

@@ -50,7 +50,7 @@ class MessageView(Vertical):
 
     def set_waiting(self, what: str) -> None:
         """Say what the answer waits for, until its first text comes; empty to say nothing."""
-        self.query_one(".note", Static).update(Content(what))
+        self.query_one(".note", Static).update(Content(one_line(what, 80)))
         self.set_class(bool(what), "-waiting")
 
     async def show_text(self, text: str) -> None:

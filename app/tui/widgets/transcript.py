@@ -160,11 +160,14 @@ class Transcript(VerticalScroll, can_focus=True):
         self._set_cursor(at)
 
     async def action_first(self) -> None:
-        """Move to the first message of all."""
-        while self._first:
+        """Move to the first message that is shown; from there, show a page of earlier ones.
+
+        One page at a time: a thousand messages would take many seconds to lay out.
+        """
+        if self._cursor == self._first:
             await self._load_earlier()
         if self._path:
-            self._set_cursor(0)
+            self._set_cursor(self._first)
 
     def action_last(self) -> None:
         """Move to the last message, and follow what is being written."""
@@ -237,7 +240,7 @@ class Transcript(VerticalScroll, can_focus=True):
     def _show_earlier(self) -> None:
         line = self.query_one("#earlier", Static)
         line.display = self._first > 0
-        line.update(Content(f"▲ {self._first} earlier messages · Home shows them"))
+        line.update(Content(f"▲ {self._first} earlier messages · Home shows more"))
 
 
 def _common_prefix(old: Sequence[Message], new: Sequence[Message]) -> int:

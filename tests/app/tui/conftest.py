@@ -26,7 +26,6 @@ class Clock:
 @pytest.fixture(autouse=True)
 def colours(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TZ", "UTC")
     monkeypatch.setattr("textual.widgets.TextArea.cursor_blink", False)
 
 

@@ -260,6 +260,36 @@ async def test_an_answer_goes_on_while_another_conversation_is_shown(app, client
         assert shown(app)[1] == ("assistant", "one two three", "done")
 
 
+async def test_an_app_that_is_closed_from_outside_keeps_the_text(app, client, conversations):
+    client.answers = [Answer(["Half", "never"], hold=1)]
+    async with app.run_test() as pilot:
+        await write(pilot, "Hi")
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: app.screen.status.doing.startswith("1 tokens"))
+    last = conversations.active_path(conversations.list()[0].id)[-1]
+    assert (last.content, last.status) == ("Half", "cancelled")
+
+
+async def test_a_fast_stream_does_not_wait_for_the_drawing(app, client, settle, monkeypatch):
+    from app.tui.widgets.message import MessageView
+
+    drawn = []
+    show_text = MessageView.show_text
+
+    async def counted(self, text):
+        drawn.append(len(text))
+        await show_text(self, text)
+
+    monkeypatch.setattr(MessageView, "show_text", counted)
+    client.answers = [Answer(["word "] * 500)]
+    async with app.run_test() as pilot:
+        await write(pilot, "Hi")
+        await pilot.press("enter")
+        await settle(pilot)
+        assert shown(app)[1][1] == "word " * 500
+        assert len(drawn) < 100
+
+
 async def test_two_windows_on_one_home(make_app, model, settle):
     one, two = make_app(FakeClient([Answer(["a", "b"], hold=1)])), make_app()
     async with one.run_test() as pilot:
@@ -285,6 +315,12 @@ async def test_a_long_conversation_shows_its_end_first(make_app, model, conversa
         assert transcript.scroll_y == transcript.max_scroll_y > 0
         assert transcript.query_one("#earlier").display
         await pilot.press("alt+up", "home")
+        assert transcript.selected.content == f"message {100 - PAGE}"
+        await pilot.press("k")
+        await settle(pilot)
+        assert len(transcript.query(".message")) == 2 * PAGE
+        assert transcript.selected.content == f"message {99 - PAGE}"
+        await pilot.press("home", "home", "home", "home", "home", "home")
         await settle(pilot)
         assert len(transcript.query(".message")) == 100
         assert transcript.selected.content == "message 0"
