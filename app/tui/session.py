@@ -28,14 +28,14 @@ class LiveAnswer:
     """An answer that is being written.
 
     Attributes:
-        task: Who writes it.
+        task: Who writes it; None until it runs.
         message_id: Its place in the tree; None until it has one.
         text: What has come so far.
         n_deltas: Pieces that it came in, each about a token.
         began: When the first piece came, in seconds of a clock that never goes back.
     """
 
-    task: "asyncio.Task[None] | None"
+    task: "asyncio.Task[None] | None" = None
     message_id: int | None = None
     text: str = ""
     n_deltas: int = 0
@@ -173,13 +173,24 @@ class Session:
         options = ChatOptions(temperature=self.settings.temperature, max_tokens=self.settings.max_tokens or None)
         return ChatTurn(self.conversations, self, model, options)
 
+    def reserve(self, conversation_id: int) -> bool:
+        """Take the one place that a conversation has for an answer under way; False when it is taken.
+
+        At once, before any task runs: a second Enter may be in the queue already.
+        """
+        if conversation_id in self.live:
+            return False
+        self.live[conversation_id] = LiveAnswer()
+        return True
+
     async def ask(self, conversation_id: int, ask: Ask, listener: Listener) -> None:
-        """Run one turn to its end and tell the listener every event. Cancelling it saves the text so far.
+        """Run one turn in the reserved place, tell the listener every event. Cancelling it saves the text so far.
 
         Raises:
             ConversationError: The conversation is not there any more.
         """
-        live = self.live[conversation_id] = LiveAnswer(task=asyncio.current_task())
+        live = self.live[conversation_id]
+        live.task = asyncio.current_task()
         try:
             async with aclosing(ask(self.turn(self.model))) as events:
                 async for event in events:

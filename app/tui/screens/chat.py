@@ -126,8 +126,6 @@ class ChatScreen(ConversationsScreen):
     def _submitted(self, event: Prompt.Submitted) -> None:
         if not self.session.model:
             self.action_models()
-        elif self.conversation_id in self.session.live:
-            self.say("An answer is being written. Esc stops it.")
         else:
             self._send(event.text)
 
@@ -145,15 +143,15 @@ class ChatScreen(ConversationsScreen):
             self._regenerate(self.transcript.selected or self.transcript.path[-1])
 
     def _regenerate(self, message: Message) -> None:
-        if message.conversation_id in self.session.live:
-            self.say("An answer is being written. Esc stops it.")
-            return
         question = message.id if message.role == "user" else message.parent_id
         if question is not None:
             self._ask(message.conversation_id, lambda turn: turn.answer(question))
 
     def _ask(self, conversation_id: int, ask: Ask) -> None:
-        self.run_worker(self._run_turn(conversation_id, ask), group="answers")
+        if self.session.reserve(conversation_id):
+            self.run_worker(self._run_turn(conversation_id, ask), group="answers")
+        else:
+            self.say("An answer is being written. Esc stops it.")
 
     async def _run_turn(self, conversation_id: int, ask: Ask) -> None:
         drawing = asyncio.create_task(self._draw_live(conversation_id))

@@ -25,6 +25,7 @@ from localllm.models.store import ModelStore
 from localllm.sanitize import one_line
 
 STARTER = "starter"
+_NAME = 28  # cells for a name: the verdict matters more than the end of a long one
 _WIDTH = 68  # cells that the style sheet leaves for a line
 _STAGES = {"resolve": "Looking it up", "download": "Fetching", "verify": "Checking", "install": "Placing"}
 
@@ -64,7 +65,7 @@ def check_fit(store: ModelStore, manifest: Manifest, row: Row, n_ctx: int, memor
         return replace(row, verdict="unknown", detail="cannot be read")
     if not found.fits:
         return replace(row, verdict="too big", detail=f"needs {gigabytes(found.need.total)}")
-    return replace(row, verdict="fits", detail=f"{gigabytes(found.need.total)} with {found.n_ctx} tokens")
+    return replace(row, verdict="fits", detail=f"{found.n_ctx} tok · {gigabytes(found.need.total)}")
 
 
 class ModelPicker(ModalScreen[str | None]):
@@ -137,7 +138,7 @@ class ModelPicker(ModalScreen[str | None]):
     def _show(self, rows: Sequence[Row]) -> None:
         models = self.query_one("#models", OptionList)
         at = models.highlighted
-        widest = max((len(row.name) for row in rows), default=0)
+        widest = min(_NAME, max((len(row.name) for row in rows), default=0))
         options = [Option(_describe(row, self._current, widest), id=row.name) for row in rows]
         starter = ALIASES[STARTER]
         if str(starter.name) not in {row.name for row in rows}:
@@ -202,8 +203,8 @@ def _describe(row: Row, current: str, widest: int) -> Content:
     sign = {"fits": ("✓", "$success"), "too big": ("✗", "$error")}.get(row.verdict, ("·", MUTED))
     size = f"{row.size / 1e9:.1f} GB" if row.size >= 1e9 else f"{row.size / 1e6:.0f} MB"
     return Content.assemble(
-        f"{mark}{one_line(row.name):<{widest}}  ",
-        (f"{size:>7}  {one_line(row.quantization, 8):<8}  ", MUTED),
+        f"{mark}{one_line(row.name, widest):<{widest}}  ",
+        (f"{size:>7} {one_line(row.quantization, 7):<7} ", MUTED),
         sign,
         (f" {one_line(row.detail, 40)}", MUTED),
     ).truncate(_WIDTH, ellipsis=True)

@@ -1,5 +1,6 @@
 """The messages of one branch, the newest below, with a cursor to act on one of them."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -64,6 +65,8 @@ class Transcript(VerticalScroll, can_focus=True):
         self._first = 0  # index in the path of the first message that has a view
         self._cursor: int | None = None  # index in the path
         self._views: dict[int, MessageView] = {}
+        # Mounting takes a while: a branch asked for meanwhile must not remove views that are only half there.
+        self._changing = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
         """A line that says how many older messages there are, and below it the messages."""
@@ -115,29 +118,31 @@ class Transcript(VerticalScroll, can_focus=True):
             streaming: Messages that this app is writing.
             select: The message to place the cursor on.
         """
-        same = _common_prefix(self._path, path)
-        same = min(same, _common_positions(path, self._positions, positions))
-        gone = [self._views.pop(message.id) for message in self._path[same:] if message.id in self._views]
-        with self.app.batch_update():
-            await self.query_one("#column").remove_children(gone)
-            self._path, self._positions, self._streaming = list(path), dict(positions), streaming
-            if not self._views:
-                self._first = same = max(0, len(path) - PAGE)
-            await self._mount_views(range(same, len(path)))
-            self._show_earlier()
-            indices = {message.id: index for index, message in enumerate(self._path)}
-            self._set_cursor(None if select is None else indices.get(select))
-        if select is None:
-            self.anchor()
-            if self.has_focus and self._path:
-                self._set_cursor(len(self._path) - 1, scroll=False)
+        async with self._changing:
+            same = _common_prefix(self._path, path)
+            same = min(same, _common_positions(path, self._positions, positions))
+            gone = [self._views.pop(message.id) for message in self._path[same:] if message.id in self._views]
+            with self.app.batch_update():
+                await self.query_one("#column").remove_children(gone)
+                self._path, self._positions, self._streaming = list(path), dict(positions), streaming
+                if not self._views:
+                    self._first = same = max(0, len(path) - PAGE)
+                await self._mount_views(range(same, len(path)))
+                self._show_earlier()
+                indices = {message.id: index for index, message in enumerate(self._path)}
+                self._set_cursor(None if select is None else indices.get(select))
+            if select is None:
+                self.anchor()
+                if self.has_focus and self._path:
+                    self._set_cursor(len(self._path) - 1, scroll=False)
 
     async def finish(self, message: Message) -> None:
         """Show a message as it was saved in the end; it is not written any more."""
-        self._streaming -= {message.id}
-        self._path = [message if message.id == old.id else old for old in self._path]
-        if view := self._views.get(message.id):
-            await view.finish(message)
+        async with self._changing:
+            self._streaming -= {message.id}
+            self._path = [message if message.id == old.id else old for old in self._path]
+            if view := self._views.get(message.id):
+                await view.finish(message)
 
     def on_focus(self) -> None:
         """Show the cursor: there is one whenever the keys come here."""
@@ -226,16 +231,17 @@ class Transcript(VerticalScroll, can_focus=True):
             view.ready = True
 
     async def _load_earlier(self) -> None:
-        if not self._first:
-            return
-        start = max(0, self._first - PAGE)
-        top = self._views.get(self._path[self._first].id)
-        with self.app.batch_update():
-            await self._mount_views(range(start, self._first), before=top)
-            self._first = start
-            self._show_earlier()
-        if top is not None:
-            self.call_after_refresh(self.scroll_to_widget, top, animate=False, top=True)
+        async with self._changing:
+            if not self._first:
+                return
+            start = max(0, self._first - PAGE)
+            top = self._views.get(self._path[self._first].id)
+            with self.app.batch_update():
+                await self._mount_views(range(start, self._first), before=top)
+                self._first = start
+                self._show_earlier()
+            if top is not None:
+                self.call_after_refresh(self.scroll_to_widget, top, animate=False, top=True)
 
     def _show_earlier(self) -> None:
         line = self.query_one("#earlier", Static)

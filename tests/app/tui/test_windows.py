@@ -305,7 +305,7 @@ def test_the_fit_of_a_real_model(starter_home):
     manifest = store.resolve("starter")
     row = check_fit(store, manifest, Row(str(manifest.model_name), manifest.size, "Q4_1"), 0, 0)
     assert row.verdict == "fits"
-    assert "tokens" in row.detail
+    assert "8192 tok" in row.detail
     assert check_fit(store, manifest, row, 0, 0.05).verdict == "too big"
 
 
