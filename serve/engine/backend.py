@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from serve.engine.llama import LlamaContext, LlamaModel, SamplerChain
+from serve.engine.logprobs import Logits
 from serve.engine.types import SamplingParams
 
 
@@ -32,8 +33,8 @@ class Backend(Protocol):
     def clear_batch(self) -> None:
         """Begin a new batch."""
 
-    def add(self, tokens: Sequence[int], pos: int, seq: int, *, logits: bool) -> int:
-        """Append rows; return the row of the last token."""
+    def add(self, tokens: Sequence[int], pos: int, seq: int, *, logits: int) -> int:
+        """Append rows, the last ``logits`` of them with logits; return the row of the last token."""
 
     def decode(self) -> int:
         """Run the batch: 0 done, 1 no room in the cache (nothing changed), below 0 fatal."""
@@ -41,8 +42,8 @@ class Backend(Protocol):
     def share(self, source: int, target: int, n: int) -> bool:
         """Let ``target`` begin with the first ``n`` positions of ``source``; False where they are not all there."""
 
-    def drop(self, seq: int) -> None:
-        """Forget a sequence."""
+    def drop(self, seq: int, start: int = 0) -> None:
+        """Forget a sequence from position ``start`` on."""
 
     def chain(self, params: SamplingParams, prompt: Sequence[int]) -> Chain:
         """A new sampler."""
@@ -50,8 +51,14 @@ class Backend(Protocol):
     def sample(self, chain: Chain, row: int) -> int:
         """Choose a token from the logits of ``row``."""
 
+    def logits(self, row: int) -> Logits:
+        """The logits of ``row``, float32 of shape (n_vocab,); valid until the next batch."""
+
     def piece(self, token: int) -> bytes:
-        """The bytes of a token."""
+        """The bytes of a token; none for a special one."""
+
+    def token_text(self, token: int) -> bytes:
+        """The bytes of a token, a special one's too."""
 
     def is_eog(self, token: int) -> bool:
         """Whether a token ends the generation."""
@@ -78,6 +85,7 @@ class LlamaBackend:
         self.add = context.batch.add
         self.decode = context.decode
         self.piece = model.piece
+        self.token_text = model.token_text
         self.is_eog = model.is_eog
 
     def share(self, source: int, target: int, n: int) -> bool:
@@ -88,13 +96,17 @@ class LlamaBackend:
         self._context.share(source, target, n)
         return True
 
-    def drop(self, seq: int) -> None:
+    def drop(self, seq: int, start: int = 0) -> None:
         """As in :class:`Backend`."""
-        self._context.drop(seq)
+        self._context.drop(seq, start)
 
     def chain(self, params: SamplingParams, prompt: Sequence[int]) -> Chain:
         """As in :class:`Backend`."""
         return SamplerChain(params, self._model.n_vocab, self.n_ctx, prompt)
+
+    def logits(self, row: int) -> Logits:
+        """As in :class:`Backend`."""
+        return self._context.logits(row, self._model.n_vocab)
 
     def sample(self, chain: Chain, row: int) -> int:
         """As in :class:`Backend`."""

@@ -5,6 +5,7 @@ inside it ends the process.
 """
 
 import ctypes
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 from localllm.errors import EngineLoadError, RequestError
 from serve.engine.types import SamplingParams
 
+_KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
 # Where top_k is off, the candidates are still cut to this many before top_p sorts them: sorting a vocabulary of
 # 150,000 takes 14 ms a token, and what is cut has no weight.
 _TOP_K_CEILING = 1024
+_BANNED = -100.0  # what the API calls a ban
 _RANDOM_SEED = 0xFFFFFFFF  # llama.cpp's "draw one"; every other value is a seed
 
 
@@ -103,7 +106,11 @@ class LlamaModel:
 
     def special_text(self, token: int) -> str:
         """The text of a special token (``<s>``), or an empty one when the vocabulary lacks it."""
-        return "" if token < 0 else self._token_text(token, special=True).decode("utf-8", errors="replace")
+        return "" if token < 0 else self.token_text(token).decode("utf-8", errors="replace")
+
+    def token_text(self, token: int) -> bytes:
+        """The bytes of one token, a special one's too."""
+        return self._token_text(token, special=True)
 
     def is_eog(self, token: int) -> bool:
         """Whether ``token`` ends a generation (end of text, of turn)."""
@@ -159,14 +166,14 @@ class TokenBatch:
         """Forget all rows."""
         self.n_tokens = 0
 
-    def add(self, tokens: Sequence[int], pos: int, seq: int, *, logits: bool) -> int:
+    def add(self, tokens: Sequence[int], pos: int, seq: int, *, logits: int) -> int:
         """Append rows for ``tokens`` at positions ``pos…`` of sequence ``seq``.
 
         Args:
             tokens: Token ids, as many as there is room for.
             pos: Position of the first one.
             seq: Sequence id.
-            logits: Compute logits for the last of them.
+            logits: Compute logits for this many of them, from the end.
 
         Returns:
             The row of the last token.
@@ -178,13 +185,9 @@ class TokenBatch:
         self._pos[first:last] = np.arange(pos, pos + len(tokens))
         self._seq[first:last] = seq
         self._logits[first:last] = 0
-        self._logits[last - 1] = logits
+        self._logits[last - logits : last] = 1
         self.n_tokens = last
         return last - 1
-
-    def all_logits(self) -> None:
-        """Compute outputs for every row (pooled embeddings need them)."""
-        self._logits[: self.n_tokens] = 1
 
 
 class LlamaContext:
@@ -197,6 +200,7 @@ class LlamaContext:
         n_seq: Sequences.
         n_threads: CPU threads.
         flash_attn: Fused attention; None lets llama.cpp decide.
+        kv_type: ``f16`` or ``q8_0``.
         pooling: None for generation; else a context for embeddings with this llama.cpp pooling type.
 
     Raises:
@@ -212,6 +216,7 @@ class LlamaContext:
         n_seq: int,
         n_threads: int,
         flash_attn: bool | None = None,
+        kv_type: str = "f16",
         pooling: int | None = None,
     ) -> None:
         params = lib.llama_context_default_params()
@@ -224,6 +229,7 @@ class LlamaContext:
         # Without it the cache is divided among the sequences, and a partial copy between them ends the process.
         params.kv_unified = True
         params.no_perf = True
+        params.type_k = params.type_v = _KV_TYPES[kv_type]
         if pooling is not None:
             params.embeddings = True
             params.pooling_type = pooling
@@ -249,6 +255,10 @@ class LlamaContext:
     def drop(self, seq: int, start: int = 0) -> bool:
         """Forget positions ``start…`` of ``seq``; False where this memory cannot drop a tail."""
         return bool(lib.llama_memory_seq_rm(self._memory, seq, start, -1))
+
+    def logits(self, row: int, n_vocab: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The logits of ``row`` of the last batch, float32 of shape (n_vocab,); valid until the next batch."""
+        return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.handle, row), shape=(n_vocab,))
 
     def first_position(self, seq: int) -> int:
         """The smallest position that ``seq`` still holds; -1 when it holds none."""
@@ -283,9 +293,15 @@ class SamplerChain:
         n_vocab: Size of the vocabulary.
         n_ctx: What a penalty window of -1 stands for.
         prompt: The prompt's token ids: the penalties count its tail too, as llama.cpp's own server does.
+
+    Raises:
+        RequestError: A bias for a token that the vocabulary does not have.
     """
 
     def __init__(self, params: SamplingParams, n_vocab: int, n_ctx: int, prompt: Sequence[int]) -> None:
+        for token, _ in params.logit_bias:
+            if not 0 <= token < n_vocab:
+                raise RequestError(f"Token {token} is not in the vocabulary of {n_vocab}.", param="logit_bias")
         chain_params = lib.llama_sampler_chain_default_params()
         chain_params.no_perf = True
         self.handle = lib.llama_sampler_chain_init(chain_params)
@@ -302,6 +318,8 @@ class SamplerChain:
                     n_vocab, window, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
                 )
             )
+        if params.logit_bias:
+            self._add_bias(params.logit_bias, n_vocab)
         if params.temperature <= 0:
             self._add(lib.llama_sampler_init_greedy())
         else:
@@ -309,6 +327,12 @@ class SamplerChain:
         if penalised:
             for token in prompt[-window:]:
                 lib.llama_sampler_accept(self.handle, token)
+
+    def _add_bias(self, bias: Sequence[tuple[int, float]], n_vocab: int) -> None:
+        array = (lib.llama_logit_bias * len(bias))(
+            *((token, value if value > _BANNED else -math.inf) for token, value in bias)
+        )
+        self._add(lib.llama_sampler_init_logit_bias(n_vocab, len(bias), array))
 
     def _add_draw(self, params: SamplingParams) -> None:
         top_k = params.top_k or (_TOP_K_CEILING if params.top_p < 1 else 0)

@@ -52,9 +52,11 @@ class LoadedModel:
                 n_seq=n_seq,
                 n_threads=self._n_threads,
                 flash_attn=spec.flash_attn,
+                kv_type=spec.kv_type,
             )
             n_ctx = context.n_ctx
-            self.scheduler = Scheduler(LlamaBackend(self._model, context, n_seq), n_parallel=spec.n_parallel)
+            backend = LlamaBackend(self._model, context, n_seq)
+            self.scheduler = Scheduler(backend, n_parallel=spec.n_parallel, max_guess=spec.n_guess)
         self.info = EngineInfo(
             architecture=architecture,
             n_ctx=n_ctx,
@@ -81,6 +83,18 @@ class LoadedModel:
                 return self._checked(tokens)
         raise RequestError("The request has neither messages nor a prompt.", param="prompt")
 
+    def tokenize_text(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of any text; see :meth:`LlamaModel.tokenize`."""
+        return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens included.
+
+        Raises:
+            RequestError: An id is outside the vocabulary.
+        """
+        return b"".join(map(self._model.token_text, self._checked(tokens))).decode("utf-8", errors="replace")
+
     def tokenize_for_embedding(self, item: str | Sequence[int]) -> Sequence[int]:
         """The token ids of one input; text keeps what looks like a special token as text.
 
@@ -105,8 +119,7 @@ class LoadedModel:
             context.clear()
             context.batch.clear()
             for seq, tokens in enumerate(pending):
-                context.batch.add(tokens, 0, seq, logits=True)
-            context.batch.all_logits()
+                context.batch.add(tokens, 0, seq, logits=len(tokens))  # the pooling takes all of them
             code = context.decode()
             if code != 0:
                 raise RequestError(f"llama.cpp could not embed this input (code {code}).", param="input")

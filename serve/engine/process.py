@@ -75,7 +75,7 @@ class ProcessEngine:
                 if isinstance(event, LocalLLMError):
                     finished = True
                     raise event
-                assert not isinstance(event, Embeddings)
+                assert not isinstance(event, Embeddings | wire.Reply)
                 finished = isinstance(event, Finished)
                 yield event
         finally:
@@ -83,17 +83,23 @@ class ProcessEngine:
 
     async def embed(self, inputs: Sequence[str | Sequence[int]]) -> Embeddings:
         """As in :class:`serve.engine.types.Engine`."""
-        job_id, events = self._open_job()
-        try:
-            plain = [item if isinstance(item, str) else list(item) for item in inputs]
-            await self._send({"op": "embed", "id": job_id, "inputs": plain})
-            event = await events.get()
-        finally:
-            self._close_job(job_id, cancel=False)
-        if isinstance(event, LocalLLMError):
-            raise event
+        plain = [item if isinstance(item, str) else list(item) for item in inputs]
+        event = await self._ask({"op": "embed", "inputs": plain})
         assert isinstance(event, Embeddings)
         return event
+
+    async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """As in :class:`serve.engine.types.Engine`."""
+        options = {"add_special": add_special, "parse_special": parse_special}
+        event = await self._ask({"op": "tokenize", "text": text, "options": options})
+        assert isinstance(event, wire.Reply)
+        return list(event.value)
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """As in :class:`serve.engine.types.Engine`."""
+        event = await self._ask({"op": "detokenize", "tokens": list(tokens)})
+        assert isinstance(event, wire.Reply)
+        return str(event.value)
 
     async def close(self) -> None:
         """End the process: asked first, killed after three seconds."""
@@ -103,6 +109,18 @@ class ProcessEngine:
         self._writer.close()
         await asyncio.to_thread(_end, self._process)
         await self._task
+
+    async def _ask(self, message: dict[str, Any]) -> wire.Event:
+        """Send a question that has one answer; return it, or raise the error that it is."""
+        job_id, events = self._open_job()
+        try:
+            await self._send({**message, "id": job_id})
+            event = await events.get()
+        finally:
+            self._close_job(job_id, cancel=False)
+        if isinstance(event, LocalLLMError):
+            raise event
+        return event
 
     def _open_job(self) -> tuple[int, asyncio.Queue[wire.Event]]:
         if not self.alive:

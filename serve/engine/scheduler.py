@@ -1,22 +1,23 @@
 """Continuous batching: every step decodes one token of each running request and a slice of the waiting prompts.
 
-One KV cache holds all sequences. A finished sequence is parked: the next request that begins with the same tokens
-starts from it, and it is the first to go when room is needed. When nothing parked is left, the youngest running
-request gives way, keeps its text, and comes back later.
+One KV cache holds all sequences. A finished sequence is parked: the next request of the same client that begins with
+the same tokens starts from it, and it is the first to go when room is needed. When nothing parked is left, the
+youngest running request gives way, keeps its text, and comes back later.
 """
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable
 
-import numpy as np
-
-from localllm.errors import ContextLengthError, EngineBusyError, EngineError, LocalLLMError
-from serve.engine.backend import Backend, Chain
+from localllm.errors import ContextLengthError, EngineBusyError, EngineError
+from serve.engine.backend import Backend
+from serve.engine.logprobs import token_logprob
+from serve.engine.lookup import Lookup
+from serve.engine.prefix import MIN_SHARED, Parked, about_to_hold, adds_nothing, as_tokens, longest_prefix
+from serve.engine.request import Job, JobEvent, Running
 from serve.engine.text import TextStream
-from serve.engine.types import Delta, Finished, FinishReason, SamplingParams, Started, Usage
+from serve.engine.types import Delta, Finished, FinishReason, PromptLogprobs, Started, TokenLogprob, Usage
 
 log = logging.getLogger(__name__)
 
@@ -24,70 +25,10 @@ log = logging.getLogger(__name__)
 _SLICE_WHILE_DECODING = 256
 # A prompt is admitted only when this much more than itself is free: answers grow.
 _HEADROOM = 32
-# Shorter matches are not worth a sequence of their own.
-_MIN_SHARED = 4
-
-
-@dataclass(frozen=True)
-class Job:
-    """One tokenized request.
-
-    Attributes:
-        id: Chosen by whoever asks; unique among the jobs that have not ended.
-        prompt: Token ids, at least one.
-        sampling: How tokens are chosen.
-        max_tokens: Longest answer, or None.
-        stop: Stop strings.
-    """
-
-    id: int
-    prompt: tuple[int, ...]
-    sampling: SamplingParams
-    max_tokens: int | None
-    stop: tuple[str, ...]
-
-
-JobEvent = tuple[int, Started | Delta | Finished | LocalLLMError]
-
-
-@dataclass(eq=False)
-class _Running:
-    """A request that holds a sequence, or waits to hold one again."""
-
-    job: Job
-    tokens: list[int]  # the prompt, then what was generated
-    chain: Chain
-    text: TextStream
-    arrived: float
-    seq: int = -1
-    n_past: int = 0  # tokens whose KV is in the cache
-    n_cached: int = 0
-    started: bool = False
-    first_token: float = 0.0
-    n_batched: int = 0  # its rows in this step's batch
-    row: int = -1  # the one of them that has logits
-    n_reported: int = 0  # generated tokens that a Delta has told of
-
-    @property
-    def n_generated(self) -> int:
-        return len(self.tokens) - len(self.job.prompt)
-
-    @property
-    def n_pending(self) -> int:
-        return len(self.tokens) - self.n_past
-
-    @property
-    def decoding(self) -> bool:
-        return self.n_pending == 1 and self.n_generated > 0
-
-
-@dataclass(eq=False)
-class _Parked:
-    """A sequence nobody runs, kept for its prefix."""
-
-    seq: int
-    tokens: np.ndarray[tuple[int], np.dtype[np.int32]]
-    last_used: float
+# A request waits for another one's prompt when at least this many tokens more can then be shared.
+_WORTH_WAITING = 64
+# Past this many requests a batch keeps the cores busy without guesses.
+_MAX_GUESSING = 4
 
 
 class Scheduler:
@@ -97,6 +38,7 @@ class Scheduler:
         backend: The model.
         n_parallel: Jobs that run together at most.
         max_waiting: Jobs that wait at most; one more is refused.
+        max_guess: Tokens guessed from the text so far at once; 0 never guesses.
         clock: Seconds; for tests.
     """
 
@@ -106,15 +48,18 @@ class Scheduler:
         *,
         n_parallel: int,
         max_waiting: int = 256,
+        max_guess: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._backend = backend
         self._n_parallel = n_parallel
         self._max_waiting = max_waiting
+        # A state that cannot drop its tail cannot take a wrong guess back.
+        self._max_guess = max_guess if backend.can_share else 0
         self._clock = clock
-        self._waiting: deque[_Running] = deque()
-        self._running: list[_Running] = []
-        self._parked: list[_Parked] = []
+        self._waiting: deque[Running] = deque()
+        self._running: list[Running] = []
+        self._parked: list[Parked] = []
         self._free = list(range(backend.n_seq - 1, -1, -1))
         self._hold = False  # after a request had to give way, none is admitted until another has ended
 
@@ -140,7 +85,9 @@ class Scheduler:
         if len(self._waiting) >= self._max_waiting:
             raise EngineBusyError(f"{len(self._waiting)} requests are waiting already.", "Try again in a moment.")
         chain = self._backend.chain(job.sampling, job.prompt)
-        self._waiting.append(_Running(job, list(job.prompt), chain, TextStream(job.stop), self._clock()))
+        text, lookup = TextStream(job.stop), Lookup(self._max_guess)
+        prompt = as_tokens(job.prompt)
+        self._waiting.append(Running(job, list(job.prompt), chain, text, lookup, prompt, self._clock()))
 
     def cancel(self, job_id: int) -> None:
         """Forget a job, running or waiting; one that has ended is no error."""
@@ -170,134 +117,209 @@ class Scheduler:
                 # The only one left fills the cache by itself.
                 self._finish(self._running[0], "length", events)
                 return events
-            self._fill_batch()
+            self._fill_batch(guess=False)
         if code != 0:
             raise EngineError(f"llama.cpp could not decode a batch (code {code}).")
-        self._advance(events)
+        for request in list(self._running):
+            self._advance(request, events)
         return events
 
     # --- admission -------------------------------------------------------------------------------------------------
 
     def _admit(self, events: list[JobEvent]) -> None:
-        while self._waiting and len(self._running) < self._n_parallel:
-            request = self._waiting[0]
-            if self._running and (self._hold or not self._has_room(request)):
+        # A look at many would cost more than it can win: some dozen comparisons each.
+        for request in self._in_turn()[: 2 * self._n_parallel]:
+            if len(self._running) >= self._n_parallel or (self._running and self._hold):
                 return
-            self._waiting.popleft()
-            self._take_sequence(request)
+            source, n_shared = self._prefix(request)
+            if self._should_wait(request, n_shared):
+                continue
+            if self._running and not self._has_room(request, n_shared):
+                return
+            self._waiting.remove(request)
+            self._take_sequence(request, source, n_shared)
             self._running.append(request)
             if not request.started:
                 request.started = True
                 request.n_cached = request.n_past
                 events.append((request.job.id, Started(len(request.job.prompt), request.n_cached)))
 
-    def _has_room(self, request: _Running) -> bool:
-        # An estimate: shared prefixes make the true need smaller, and decode() answering 1 has the last word.
-        used = sum(len(other.tokens) - other.n_cached for other in self._running)
-        return used + len(request.tokens) + _HEADROOM <= self._backend.n_ctx
+    def _in_turn(self) -> list[Running]:
+        """Who waits, those first whose client has the fewest requests running or before them; else by arrival."""
+        ahead = Counter(request.job.client for request in self._running)
+        if len({request.job.client for request in self._waiting}) < 2:
+            return list(self._waiting)
+        turns = []
+        for place, request in enumerate(self._waiting):
+            turns.append((ahead[request.job.client], place, request))
+            ahead[request.job.client] += 1
+        return [request for _, _, request in sorted(turns, key=lambda turn: turn[:2])]
 
-    def _take_sequence(self, request: _Running) -> None:
-        source, n_shared = self._longest_prefix(request.tokens)
+    def _prefix(self, request: Running) -> tuple[Parked | Running | None, int]:
+        if not self._backend.can_share or request.job.prompt_logprobs:
+            return None, 0  # the prompt's own logits are wanted, so all of it is computed
+        # The last token is always computed anew: its logits are needed.
+        return longest_prefix(as_tokens(request.tokens[:-1]), request.job.client, self._parked, self._running)
+
+    def _should_wait(self, request: Running, n_shared: int) -> bool:
+        """Whether somebody is just computing what this request begins with."""
+        if not self._running or not self._backend.can_share or request.job.prompt_logprobs:
+            return False
+        soon = about_to_hold(as_tokens(request.tokens[:-1]), request.job.client, self._running)
+        return soon - n_shared >= _WORTH_WAITING
+
+    def _has_room(self, request: Running, n_shared: int) -> bool:
+        # An estimate (a shared beginning may be counted for nobody); decode() answering 1 has the last word.
+        used = sum(len(other.tokens) - other.n_cached for other in self._running)
+        return used + len(request.tokens) - n_shared + _HEADROOM <= self._backend.n_ctx
+
+    def _take_sequence(self, request: Running, source: Parked | Running | None, n_shared: int) -> None:
         # There is one: at most n_seq - n_parallel are parked, and fewer than n_parallel run.
         request.seq = self._free.pop()
         request.n_past = 0
         if source is not None and self._backend.share(source.seq, request.seq, n_shared):
             request.n_past = n_shared
-            if isinstance(source, _Parked):
+            if isinstance(source, Parked):
                 source.last_used = self._clock()
-
-    def _longest_prefix(self, tokens: Sequence[int]) -> tuple[_Parked | _Running | None, int]:
-        """Whoever holds the longest beginning of ``tokens``, and how long; the last token is always computed anew."""
-        if not self._backend.can_share:
-            return None, 0
-        wanted = np.asarray(tokens[:-1], np.int32)
-        best: _Parked | _Running | None = None
-        best_length = _MIN_SHARED - 1
-        for parked in self._parked:
-            length = _common_prefix(wanted, parked.tokens)
-            if length > best_length:
-                best, best_length = parked, length
-        for running in self._running:
-            length = _common_prefix(wanted, np.asarray(running.tokens[: running.n_past], np.int32))
-            if length > best_length:
-                best, best_length = running, length
-        return (best, best_length) if best is not None else (None, 0)
 
     # --- one batch -------------------------------------------------------------------------------------------------
 
-    def _fill_batch(self) -> None:
-        """Decoding requests first, one row each; then slices of prompts, in order of arrival."""
+    def _fill_batch(self, *, guess: bool = True) -> None:
+        """Decoding requests first, with their guesses; then slices of prompts, in order of admission."""
         self._backend.clear_batch()
-        room = self._backend.n_batch
+        decoding = [request for request in self._running if request.decoding]
+        room = self._backend.n_batch - len(decoding)
         for request in self._running:
-            request.n_batched, request.row = 0, -1
-            if request.decoding:
-                self._add_rows(request, 1)
-                room -= 1
-        if room < self._backend.n_batch:
+            request.n_batched, request.rows, request.guesses = 0, range(0), []
+        for request in decoding:
+            if guess and len(self._running) <= _MAX_GUESSING:
+                request.guesses = self._guess(request, room)
+                room -= len(request.guesses)
+            last = self._backend.add(
+                [request.tokens[-1], *request.guesses], request.n_past, request.seq, logits=1 + len(request.guesses)
+            )
+            request.n_batched = 1 + len(request.guesses)
+            request.rows = range(last + 1 - request.n_batched, last + 1)
+        if decoding:
             room = min(room, _SLICE_WHILE_DECODING)
         for request in self._running:
             if room and not request.decoding:
-                self._add_rows(request, min(room, request.n_pending))
+                self._add_slice(request, min(room, request.n_pending))
                 room -= request.n_batched
 
-    def _add_rows(self, request: _Running, n: int) -> None:
+    def _guess(self, request: Running, room: int) -> list[int]:
+        n_left = self._backend.n_ctx - len(request.tokens)
+        if request.n_left is not None:
+            n_left = min(n_left, request.n_left)
+        return request.lookup.guess(request.tokens, min(room, n_left - 1))
+
+    def _add_slice(self, request: Running, n: int) -> None:
         piece = request.tokens[request.n_past : request.n_past + n]
-        complete = n == request.n_pending
-        row = self._backend.add(piece, request.n_past, request.seq, logits=complete)
+        wants_all = request.job.prompt_logprobs and request.n_generated == 0
+        n_logits = n if wants_all else int(n == request.n_pending)
+        last = self._backend.add(piece, request.n_past, request.seq, logits=n_logits)
         request.n_batched = n
-        request.row = row if complete else -1
+        request.rows = range(last + 1 - n_logits, last + 1)
 
     def _make_room(self) -> bool:
         """Free some of the cache: the oldest parked sequence, else the youngest request but one."""
         if self._parked:
-            self._evict(min(self._parked, key=lambda p: p.last_used))
+            self._evict(min(self._parked, key=lambda parked: parked.last_used))
             return True
         if len(self._running) < 2:
             return False
-        victim = max(self._running, key=lambda r: r.arrived)
+        victim = max(self._running, key=lambda request: request.arrived)
         log.info("the cache is full: request %d gives way after %d tokens", victim.job.id, len(victim.tokens))
         self._running.remove(victim)
         self._backend.drop(victim.seq)
         self._free.append(victim.seq)
         victim.seq, victim.n_past = -1, 0
+        victim.prompt_logprobs.clear()
         self._waiting.appendleft(victim)
         self._hold = True
         return True
 
-    def _advance(self, events: list[JobEvent]) -> None:
-        """Sample for every request whose logits were computed."""
-        for request in list(self._running):
-            request.n_past += request.n_batched
-            if request.row < 0:
-                continue
-            token = self._backend.sample(request.chain, request.row)
-            if request.n_generated == 0:
-                request.first_token = self._clock()
-            request.tokens.append(token)
+    # --- what a batch gave -----------------------------------------------------------------------------------------
+
+    def _advance(self, request: Running, events: list[JobEvent]) -> None:
+        if not request.n_batched:
+            return
+        start = request.n_past
+        request.n_past += request.n_batched
+        rows = request.rows
+        if request.job.prompt_logprobs and request.n_generated == 0:
+            rows = self._take_prompt_logprobs(request, start, events)
+            if request.job.max_tokens == 0 and not request.n_pending:
+                self._finish(request, "length", events)
+                return
+        for place, row in enumerate(rows):
+            token = self._sample(request, row)
             reason = self._take_token(request, token, events)
             if reason is not None:
+                self._take_back(request, place)
                 self._finish(request, reason, events)
+                return
+            if place < len(request.guesses) and token != request.guesses[place]:
+                self._take_back(request, place)
+                return
+        request.lookup.learn(len(request.guesses), len(request.guesses))
 
-    def _take_token(self, request: _Running, token: int, events: list[JobEvent]) -> FinishReason | None:
-        if self._backend.is_eog(token):
+    def _take_back(self, request: Running, n_right: int) -> None:
+        """Forget the guesses after the first ``n_right``."""
+        request.lookup.learn(len(request.guesses), n_right)
+        if n_right < len(request.guesses):
+            request.n_past -= len(request.guesses) - n_right
+            self._backend.drop(request.seq, request.n_past)
+
+    def _sample(self, request: Running, row: int) -> int:
+        n_logprobs = request.job.n_logprobs
+        if n_logprobs is None:
+            token = self._backend.sample(request.chain, row)
+        else:
+            logits = self._backend.logits(row).copy()  # sampling may write into them
+            token = self._backend.sample(request.chain, row)
+            request.logprobs.append(token_logprob(logits, token, n_logprobs, self._backend.token_text))
+        if request.n_generated == 0:
+            request.first_token = self._clock()
+        request.tokens.append(token)
+        return token
+
+    def _take_prompt_logprobs(self, request: Running, start: int, events: list[JobEvent]) -> range:
+        """Take note of the prompt's log-probabilities; return the row that gives the first token, if it is there."""
+        prompt, known = request.job.prompt, request.prompt_logprobs
+        if start == 0:
+            known.append(TokenLogprob(prompt[0], self._backend.token_text(prompt[0]), None))
+        last = len(prompt) - 1
+        for position, row in enumerate(request.rows, start):
+            if position < last:
+                n_top = request.job.n_logprobs or 0
+                logits = self._backend.logits(row)
+                known.append(token_logprob(logits, prompt[position + 1], n_top, self._backend.token_text))
+        if request.n_past <= last:
+            return range(0)
+        events.append((request.job.id, PromptLogprobs(tuple(known))))
+        return request.rows[-1:]
+
+    def _take_token(self, request: Running, token: int, events: list[JobEvent]) -> FinishReason | None:
+        if self._backend.is_eog(token) and not request.job.ignore_eos:
             return "stop"
         self._tell(request, request.text.feed(self._backend.piece(token)), events)
         if request.text.stopped:
             return "stop"
-        limit = request.job.max_tokens
-        if (limit is not None and request.n_generated >= limit) or len(request.tokens) >= self._backend.n_ctx:
+        if request.n_left == 0 or len(request.tokens) >= self._backend.n_ctx:
             return "length"
         return None
 
-    def _tell(self, request: _Running, text: str, events: list[JobEvent]) -> None:
-        if text:
-            events.append((request.job.id, Delta(text, request.n_generated - request.n_reported)))
-            request.n_reported = request.n_generated
+    def _tell(self, request: Running, text: str, events: list[JobEvent]) -> None:
+        if text or (request.logprobs and request.text.stopped):
+            n_new = request.n_generated - request.n_told
+            events.append((request.job.id, Delta(text, n_new, tuple(request.logprobs))))
+            request.n_told = request.n_generated
+            request.logprobs.clear()
 
     # --- the end of a request --------------------------------------------------------------------------------------
 
-    def _finish(self, request: _Running, reason: FinishReason, events: list[JobEvent]) -> None:
+    def _finish(self, request: Running, reason: FinishReason, events: list[JobEvent]) -> None:
         self._tell(request, request.text.finish(), events)
         now = self._clock()
         first = request.first_token or now
@@ -311,31 +333,24 @@ class Scheduler:
         self._retire(request)
         events.append((request.job.id, Finished(reason, usage)))
 
-    def _retire(self, request: _Running) -> None:
+    def _retire(self, request: Running) -> None:
         """Take a request out of the running ones and park what it leaves in the cache."""
         self._running.remove(request)
         self._hold = False
         request.chain.close()
-        if not self._backend.can_share or request.n_past < _MIN_SHARED:
+        if not self._backend.can_share or request.n_past < MIN_SHARED:
             self._backend.drop(request.seq)
             self._free.append(request.seq)
             return
-        tokens = np.asarray(request.tokens[: request.n_past], np.int32)
-        for parked in list(self._parked):  # those that the new one begins with add nothing
-            if len(parked.tokens) <= len(tokens) and _common_prefix(parked.tokens, tokens) == len(parked.tokens):
-                self._evict(parked)
-        self._parked.append(_Parked(request.seq, tokens, self._clock()))
+        tokens = as_tokens(request.tokens[: request.n_past])
+        new = Parked(request.seq, tokens, request.job.client, self._clock())
+        for old in [parked for parked in self._parked if adds_nothing(parked, new)]:
+            self._evict(old)
+        self._parked.append(new)
         while len(self._parked) > self._backend.n_seq - self._n_parallel:
-            self._evict(min(self._parked, key=lambda p: p.last_used))
+            self._evict(min(self._parked, key=lambda parked: parked.last_used))
 
-    def _evict(self, parked: _Parked) -> None:
+    def _evict(self, parked: Parked) -> None:
         self._parked.remove(parked)
         self._backend.drop(parked.seq)
         self._free.append(parked.seq)
-
-
-def _common_prefix(a: np.ndarray[tuple[int], np.dtype[np.int32]], b: np.ndarray[tuple[int], np.dtype[np.int32]]) -> int:
-    """How many tokens ``a`` and ``b`` have in common from the beginning."""
-    n = min(len(a), len(b))
-    differ = np.flatnonzero(a[:n] != b[:n])
-    return int(differ[0]) if differ.size else n

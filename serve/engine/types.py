@@ -20,6 +20,8 @@ class EngineSpec:
         n_threads: CPU threads; 0 takes the number of physical cores.
         n_gpu_layers: Layers on the GPU; -1 is all of them.
         flash_attn: Fused attention: None lets llama.cpp decide.
+        kv_type: Of the KV cache: ``f16``, or ``q8_0`` in half the memory (docs/LOG.md has its effect).
+        n_guess: Tokens guessed at once from the text so far, at most; 0 never guesses.
     """
 
     path: str
@@ -29,6 +31,8 @@ class EngineSpec:
     n_threads: int = 0
     n_gpu_layers: int = -1
     flash_attn: bool | None = None
+    kv_type: Literal["f16", "q8_0"] = "f16"
+    n_guess: int = 8
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class SamplingParams:
         presence_penalty: Subtracted once for each token among the last ``repeat_last_n`` tokens.
         repeat_last_n: Window of the penalties, in tokens; -1 is the whole context.
         seed: 0 to 2**32-2, every one of them a fixed seed, 0 too; None draws one.
+        logit_bias: Token ids and what is added to their logits; -100 and below bans a token.
     """
 
     temperature: float = 0.8
@@ -81,6 +86,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     repeat_last_n: int = 64
     seed: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,10 @@ class GenerateRequest:
         max_tokens: Longest answer; None is bounded by the context alone.
         stop: The answer ends before the first of these; they are not part of it.
         template_args: More names for the chat template (``enable_thinking``, …).
+        n_logprobs: Report each token's log-probability and those of this many alternatives; None reports nothing.
+        prompt_logprobs: Report them for the prompt's tokens too (``echo`` of the completions API).
+        ignore_eos: Go on after the end of a turn, until ``max_tokens``; for measuring.
+        client: Whose request it is: requests share cached prefixes, and their turn, with those of the same client.
     """
 
     messages: tuple[dict[str, Any], ...] | None = None
@@ -104,6 +114,10 @@ class GenerateRequest:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     template_args: dict[str, Any] = field(default_factory=dict)
+    n_logprobs: int | None = None
+    prompt_logprobs: bool = False
+    ignore_eos: bool = False
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,24 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """One token and how likely it was.
+
+    Attributes:
+        token: Its id.
+        text: Its bytes, a special token's too; may be a part of a character.
+        logprob: Natural log of its probability under the model's own distribution, before any sampling option; None
+            for the first token of a prompt, which nothing precedes.
+        top: The most likely tokens at its place, the likeliest first: bytes and log-probability.
+    """
+
+    token: int
+    text: bytes
+    logprob: float | None
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Started:
     """The request was admitted; its prompt is counted."""
 
@@ -134,11 +166,25 @@ class Started:
 
 
 @dataclass(frozen=True)
+class PromptLogprobs:
+    """The prompt's own log-probabilities; comes once, before the first ``Delta``, when they were asked for."""
+
+    tokens: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True)
 class Delta:
-    """More text: whole characters only, never a part of a stop string. ``n_tokens`` is how many tokens it took."""
+    """More text: whole characters only, never a part of a stop string.
+
+    Attributes:
+        text: What is new.
+        n_tokens: How many tokens it took.
+        logprobs: Of these tokens, when they were asked for.
+    """
 
     text: str
     n_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +195,7 @@ class Finished:
     usage: Usage
 
 
-GenerateEvent = Started | Delta | Finished
+GenerateEvent = Started | PromptLogprobs | Delta | Finished
 
 
 @dataclass(frozen=True)
@@ -193,6 +239,16 @@ class Engine(Protocol):
 
         Raises:
             ContextLengthError, RequestError, EngineDiedError: As for :meth:`generate`.
+        """
+
+    async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of ``text``; see :meth:`serve.engine.llama.LlamaModel.tokenize`."""
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens included.
+
+        Raises:
+            RequestError: An id is outside the vocabulary.
         """
 
     async def close(self) -> None:

@@ -1,12 +1,14 @@
 """The pipe between the server and an engine's process: frames of JSON, one a step with all that happened in it.
 
-A frame is a 4-byte little-endian length and that many bytes of JSON. The server sends ``{"op": "generate" | "embed" |
-"cancel" | "close", …}``; the engine answers ``{"ready": {…}}`` or ``{"failed": […]}`` once, then ``{"events": […]}``.
+A frame is a 4-byte little-endian length and that many bytes of JSON. The server sends ``{"op": …}`` with one of
+``generate``, ``embed``, ``tokenize``, ``detokenize``, ``cancel``, ``close``; the engine answers ``{"ready": {…}}`` or
+``{"failed": […]}`` once, then ``{"events": […]}``.
 """
 
 import json
 import struct
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from localllm.errors import (
@@ -17,12 +19,30 @@ from localllm.errors import (
     LocalLLMError,
     RequestError,
 )
-from serve.engine.types import Delta, Embeddings, Finished, GenerateRequest, SamplingParams, Started, Usage
+from serve.engine.types import (
+    Delta,
+    Embeddings,
+    Finished,
+    GenerateRequest,
+    PromptLogprobs,
+    SamplingParams,
+    Started,
+    TokenLogprob,
+    Usage,
+)
 
 MAX_FRAME = 256 << 20
 HEADER = struct.Struct("<I")
 
-Event = Started | Delta | Finished | Embeddings | LocalLLMError
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to a question that is answered at once: token ids, or text."""
+
+    value: Any
+
+
+Event = Started | PromptLogprobs | Delta | Finished | Embeddings | Reply | LocalLLMError
 
 # Errors that cross the pipe as themselves; any other one is a bug in the engine and ends its process.
 _ERRORS: dict[str, type[LocalLLMError]] = {
@@ -52,28 +72,33 @@ def request_to_wire(request: GenerateRequest) -> dict[str, Any]:
 
 def request_from_wire(record: dict[str, Any]) -> GenerateRequest:
     """The inverse of :func:`request_to_wire`."""
-    prompt = record["prompt"]
-    return GenerateRequest(
-        messages=None if record["messages"] is None else tuple(record["messages"]),
-        prompt=tuple(prompt) if isinstance(prompt, list) else prompt,
-        sampling=SamplingParams(**record["sampling"]),
-        max_tokens=record["max_tokens"],
-        stop=tuple(record["stop"]),
-        template_args=record["template_args"],
-    )
+    fields = dict(record)
+    prompt, messages, sampling = fields["prompt"], fields["messages"], dict(fields["sampling"])
+    sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
+    fields["prompt"] = tuple(prompt) if isinstance(prompt, list) else prompt
+    fields["messages"] = None if messages is None else tuple(messages)
+    fields["sampling"] = SamplingParams(**sampling)
+    fields["stop"] = tuple(fields["stop"])
+    return GenerateRequest(**fields)
 
 
 def event_to_wire(job_id: int, event: Event) -> list[Any]:
     """An event as a short list: id, kind, values."""
     match event:
-        case Delta(text, n_tokens):
+        case Delta(text, n_tokens, ()):
             return [job_id, "d", text, n_tokens]
+        case Delta(text, n_tokens, logprobs):
+            return [job_id, "d", text, n_tokens, _logprobs_to_wire(logprobs)]
+        case PromptLogprobs(tokens):
+            return [job_id, "p", _logprobs_to_wire(tokens)]
         case Started(n_prompt, n_cached):
             return [job_id, "s", n_prompt, n_cached]
         case Finished(reason, usage):
             return [job_id, "f", reason, asdict(usage)]
         case Embeddings(vectors, n_tokens):
             return [job_id, "v", vectors, n_tokens]
+        case Reply(value):
+            return [job_id, "r", value]
         case LocalLLMError():
             return [job_id, "e", *error_to_wire(event)]
 
@@ -83,6 +108,12 @@ def event_from_wire(record: list[Any]) -> tuple[int, Event]:
     match record:
         case [job_id, "d", text, n_tokens]:
             return job_id, Delta(text, n_tokens)
+        case [job_id, "d", text, n_tokens, logprobs]:
+            return job_id, Delta(text, n_tokens, _logprobs_from_wire(logprobs))
+        case [job_id, "p", logprobs]:
+            return job_id, PromptLogprobs(_logprobs_from_wire(logprobs))
+        case [job_id, "r", value]:
+            return job_id, Reply(value)
         case [job_id, "s", n_prompt, n_cached]:
             return job_id, Started(n_prompt, n_cached)
         case [job_id, "f", reason, usage]:
@@ -92,6 +123,21 @@ def event_from_wire(record: list[Any]) -> tuple[int, Event]:
         case [job_id, "e", *error]:
             return job_id, error_from_wire(error)
     raise ValueError(f"unknown event {record!r:.80}")
+
+
+def _logprobs_to_wire(logprobs: Sequence[TokenLogprob]) -> list[Any]:
+    # Tokens are bytes, often no whole characters: Latin-1 gives each byte a character of its own.
+    return [
+        [item.token, item.text.decode("latin-1"), item.logprob, [[text.decode("latin-1"), p] for text, p in item.top]]
+        for item in logprobs
+    ]
+
+
+def _logprobs_from_wire(record: list[Any]) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(token, text.encode("latin-1"), logprob, tuple((other.encode("latin-1"), p) for other, p in top))
+        for token, text, logprob, top in record
+    )
 
 
 def error_to_wire(error: LocalLLMError) -> list[Any]:

@@ -20,7 +20,7 @@ from typing import Any
 from localllm.errors import ContextLengthError, LocalLLMError, RequestError
 from serve.engine import wire
 from serve.engine.loaded import LoadedModel
-from serve.engine.scheduler import Job
+from serve.engine.request import Job
 from serve.engine.types import EngineSpec, GenerateRequest
 
 log = logging.getLogger("serve.engine")
@@ -103,6 +103,10 @@ class Worker:
                     self._guard(job_id, partial(self._generate, job_id, wire.request_from_wire(request)))
                 case {"op": "embed", "id": job_id, "inputs": inputs}:
                     self._guard(job_id, partial(self._embed, job_id, inputs))
+                case {"op": "tokenize", "id": job_id, "text": text, "options": options}:
+                    self._guard(job_id, partial(self._tokenize, job_id, text, options))
+                case {"op": "detokenize", "id": job_id, "tokens": tokens}:
+                    self._guard(job_id, partial(self._detokenize, job_id, tokens))
                 case {"op": "cancel", "id": job_id}:
                     if self._model.scheduler is not None:
                         self._engine.post(partial(self._model.scheduler.cancel, job_id))
@@ -125,8 +129,24 @@ class Worker:
         prompt = self._model.tokenize(request)
         if not prompt:
             raise RequestError("The prompt is empty.", param="prompt")
-        job = Job(job_id, tuple(prompt), request.sampling, request.max_tokens, request.stop)
+        job = Job(
+            id=job_id,
+            prompt=tuple(prompt),
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+            stop=request.stop,
+            n_logprobs=request.n_logprobs,
+            prompt_logprobs=request.prompt_logprobs,
+            ignore_eos=request.ignore_eos,
+            client=request.client,
+        )
         self._engine.post(partial(self._guard, job_id, partial(scheduler.submit, job)))
+
+    def _tokenize(self, job_id: int, text: str, options: dict[str, bool]) -> None:
+        self._channel.send_event(job_id, wire.Reply(self._model.tokenize_text(text, **options)))
+
+    def _detokenize(self, job_id: int, tokens: list[int]) -> None:
+        self._channel.send_event(job_id, wire.Reply(self._model.detokenize(tokens)))
 
     def _embed(self, job_id: int, inputs: list[str | list[int]]) -> None:
         tokens = [self._model.tokenize_for_embedding(item) for item in inputs]

@@ -6,21 +6,31 @@ Any mistake in positions, sharing, batching or resuming therefore changes the te
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from serve.engine.types import SamplingParams
 
 EOG = 256
 
 
-def next_token(tokens: Sequence[int]) -> int:
-    """What the fake model says after ``tokens``: a letter, or now and then the end."""
+def next_token(tokens: Sequence[int], repetitive: bool = False) -> int:
+    """What the fake model says after ``tokens``: a letter, or now and then the end.
+
+    A repetitive one forgets all but the last three tokens and knows few letters: it soon goes round in circles.
+    """
+    if repetitive:
+        number = zlib.crc32(bytes(str(list(tokens[-3:])), "ascii"))
+        return EOG if number % 97 == 0 else number % 3
     return min(zlib.crc32(bytes(str(list(tokens)), "ascii")) % 262, EOG)
 
 
-def reference(prompt: Sequence[int], max_tokens: int | None, n_ctx: int) -> tuple[list[int], str]:
+def reference(
+    prompt: Sequence[int], max_tokens: int | None, n_ctx: int, repetitive: bool = False
+) -> tuple[list[int], str]:
     """What a request must get when it runs alone: its tokens, and why it ended."""
     tokens = list(prompt)
     while True:
-        tokens.append(next_token(tokens))
+        tokens.append(next_token(tokens, repetitive))
         n = len(tokens) - len(prompt)
         if tokens[-1] == EOG:
             return tokens[len(prompt) :], "stop"
@@ -40,10 +50,13 @@ class FakeChain:
 class FakeBackend:
     """A unified cache of ``n_ctx`` cells, counted exactly; a cell shared by several sequences counts once."""
 
-    def __init__(self, *, n_ctx: int = 64, n_batch: int = 16, n_seq: int = 8, can_share: bool = True) -> None:
+    def __init__(
+        self, *, n_ctx: int = 64, n_batch: int = 16, n_seq: int = 8, can_share: bool = True, repetitive: bool = False
+    ) -> None:
         self.n_ctx, self.n_batch, self.n_seq, self.can_share = n_ctx, n_batch, n_seq, can_share
         self.cells: dict[int, list[tuple[int, int]]] = {}  # seq -> (cell id, token)
         self.rows: list[tuple[int, int, int, bool]] = []  # token, position, seq, logits
+        self.repetitive = repetitive
         self.outputs: dict[int, int] = {}
         self.chains: list[FakeChain] = []
         self.n_decodes = 0
@@ -53,12 +66,13 @@ class FakeBackend:
     def clear_batch(self) -> None:
         self.rows = []
 
-    def add(self, tokens: Sequence[int], pos: int, seq: int, *, logits: bool) -> int:
+    def add(self, tokens: Sequence[int], pos: int, seq: int, *, logits: int) -> int:
         assert tokens
+        assert 0 <= logits <= len(tokens)
         assert 0 <= seq < self.n_seq
         assert len(self.rows) + len(tokens) <= self.n_batch, "llama.cpp would end the process"
         for offset, token in enumerate(tokens):
-            self.rows.append((token, pos + offset, seq, logits and offset == len(tokens) - 1))
+            self.rows.append((token, pos + offset, seq, offset >= len(tokens) - logits))
         return len(self.rows) - 1
 
     def decode(self) -> int:
@@ -75,7 +89,7 @@ class FakeBackend:
             cells.append((self._next_cell, token))
             self._next_cell += 1
             if logits:
-                self.outputs[row] = next_token([token for _, token in cells])
+                self.outputs[row] = next_token([token for _, token in cells], self.repetitive)
         return 0
 
     def share(self, source: int, target: int, n: int) -> bool:
@@ -84,8 +98,13 @@ class FakeBackend:
         self.cells[target] = self.cells[source][:n]
         return True
 
-    def drop(self, seq: int) -> None:
-        self.cells.pop(seq, None)
+    def drop(self, seq: int, start: int = 0) -> None:
+        if start == 0:
+            self.cells.pop(seq, None)
+        else:
+            assert self.can_share, "this memory cannot drop a tail"
+            assert start < len(self.cells[seq])
+            self.cells[seq] = self.cells[seq][:start]
 
     def chain(self, params: SamplingParams, prompt: Sequence[int]) -> FakeChain:
         self.chains.append(FakeChain())
@@ -94,6 +113,14 @@ class FakeBackend:
     def sample(self, chain: FakeChain, row: int) -> int:
         assert not chain.closed
         return self.outputs[row]
+
+    def logits(self, row: int) -> np.ndarray:
+        logits = np.zeros(EOG + 1, np.float32)
+        logits[self.outputs[row]] = 2.0
+        return logits
+
+    def token_text(self, token: int) -> bytes:
+        return self.piece(token) if token != EOG else b"<end>"
 
     def piece(self, token: int) -> bytes:
         return chr(token).encode()

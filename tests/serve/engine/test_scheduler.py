@@ -1,17 +1,20 @@
 """The scheduler on a model whose every token depends on the whole sequence before it."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localllm.errors import ContextLengthError, EngineBusyError, EngineError
-from serve.engine.scheduler import Job, Scheduler
-from serve.engine.types import Delta, Finished, SamplingParams, Started
+from serve.engine.request import Job
+from serve.engine.scheduler import Scheduler
+from serve.engine.types import Delta, Finished, PromptLogprobs, SamplingParams, Started
 from tests.fakes.backend import EOG, FakeBackend, reference
 
 
-def job(job_id, prompt, max_tokens=None, stop=()):
-    return Job(job_id, tuple(prompt), SamplingParams(), max_tokens, tuple(stop))
+def job(job_id, prompt, max_tokens=None, stop=(), **more):
+    return Job(job_id, tuple(prompt), SamplingParams(), max_tokens, tuple(stop), **more)
 
 
 def run(scheduler, limit=10_000):
@@ -31,8 +34,8 @@ def text_of(events, job_id):
     return "".join(event.text for i, event in events if i == job_id and isinstance(event, Delta))
 
 
-def expected_text(prompt, max_tokens, n_ctx):
-    tokens, _ = reference(prompt, max_tokens, n_ctx)
+def expected_text(prompt, max_tokens, n_ctx, repetitive=False):
+    tokens, _ = reference(prompt, max_tokens, n_ctx, repetitive)
     return "".join(chr(t) for t in tokens if t != EOG)
 
 
@@ -49,16 +52,23 @@ requests = st.lists(
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(requests=requests, n_ctx=st.integers(42, 160), n_parallel=st.integers(1, 5), can_share=st.booleans())
-def test_every_request_gets_the_text_it_would_get_alone(requests, n_ctx, n_parallel, can_share):
+@given(
+    requests=requests,
+    n_ctx=st.integers(42, 160),
+    n_parallel=st.integers(1, 5),
+    can_share=st.booleans(),
+    max_guess=st.sampled_from([0, 1, 8]),
+    repetitive=st.booleans(),
+)
+def test_every_request_gets_the_text_it_would_get_alone(requests, n_ctx, n_parallel, can_share, max_guess, repetitive):
     n_seq = n_parallel + 3 if can_share else n_parallel
-    backend = FakeBackend(n_ctx=n_ctx, n_batch=16, n_seq=n_seq, can_share=can_share)
-    scheduler = Scheduler(backend, n_parallel=n_parallel)
+    backend = FakeBackend(n_ctx=n_ctx, n_batch=16, n_seq=n_seq, can_share=can_share, repetitive=repetitive)
+    scheduler = Scheduler(backend, n_parallel=n_parallel, max_guess=max_guess)
     events, cancelled, step = [], set(), 0
     while step <= 61 or not scheduler.idle:
         for i, (prompt, max_tokens, arrives, cancels) in enumerate(requests):
             if arrives == step:
-                scheduler.submit(job(i, prompt, max_tokens))
+                scheduler.submit(job(i, prompt, max_tokens, client="ab"[i % 2]))
             if cancels is not None and arrives + cancels == step:
                 scheduler.cancel(i)
                 cancelled.add(i)
@@ -70,10 +80,10 @@ def test_every_request_gets_the_text_it_would_get_alone(requests, n_ctx, n_paral
     for i, (prompt, max_tokens, _, _) in enumerate(requests):
         if i in cancelled and i not in ends:
             continue
-        tokens, reason = reference(prompt, max_tokens, n_ctx)
+        tokens, reason = reference(prompt, max_tokens, n_ctx, repetitive)
         assert ends[i].reason == reason
         assert ends[i].usage.n_completion == len(tokens)
-        assert text_of(events, i) == expected_text(prompt, max_tokens, n_ctx)
+        assert text_of(events, i) == expected_text(prompt, max_tokens, n_ctx, repetitive)
     assert all(chain.closed for chain in backend.chains)
     assert scheduler.n_free + len(backend.cells) == n_seq, "a sequence leaked"
 
@@ -192,3 +202,82 @@ def test_delta_tokens_add_up():
     scheduler.submit(job(0, prompt, max_tokens=20))
     told = [e.n_tokens for _, e in run(scheduler) if isinstance(e, Delta)]
     assert told == [1] * 20
+
+
+def test_guesses_save_steps_and_change_nothing():
+    prompt = next([n, 1, 2] for n in range(99) if len(reference([n, 1, 2], 60, 256, repetitive=True)[0]) == 60)
+    steps, texts = {}, {}
+    for max_guess in (0, 8):
+        backend = FakeBackend(n_ctx=256, repetitive=True)
+        scheduler = Scheduler(backend, n_parallel=1, max_guess=max_guess)
+        scheduler.submit(job(0, prompt, max_tokens=60))
+        texts[max_guess] = text_of(run(scheduler), 0)
+        steps[max_guess] = backend.n_decodes
+    assert texts[8] == texts[0] == expected_text(prompt, 60, 256, repetitive=True)
+    assert steps[0] == 60
+    assert steps[8] < 40
+
+
+def test_clients_share_no_prefix():
+    scheduler = Scheduler(FakeBackend(n_ctx=512, n_batch=128, n_seq=6), n_parallel=2)
+    cached = {}
+    for i, client in enumerate(["a", "b", "a"]):
+        scheduler.submit(job(i, range(60), max_tokens=1, client=client))
+        cached |= {i: e.n_cached for i, e in run(scheduler) if isinstance(e, Started)}
+    assert cached == {0: 0, 1: 0, 2: 59}
+
+
+def test_a_busy_client_does_not_keep_the_others_out():
+    scheduler = Scheduler(FakeBackend(n_ctx=512, n_batch=128, n_seq=6), n_parallel=2)
+    for i in range(6):
+        scheduler.submit(job(i, [100 + i] * 3, max_tokens=3, client="busy"))
+    scheduler.submit(job(6, [90] * 3, max_tokens=3, client="other"))
+    started = [i for i, event in run(scheduler) if isinstance(event, Started)]
+    assert started[:2] == [0, 6]
+    assert started[2:] == [1, 2, 3, 4, 5]
+
+
+def test_many_with_one_long_prefix_compute_it_once():
+    backend = FakeBackend(n_ctx=4096, n_batch=256, n_seq=24)
+    scheduler = Scheduler(backend, n_parallel=16)
+    prefix = [n % 200 for n in range(1000)]
+    for i in range(16):
+        scheduler.submit(job(i, [*prefix, i, 201], max_tokens=1))
+    cached = {i: e.n_cached for i, e in run(scheduler) if isinstance(e, Started)}
+    assert cached[0] == 0
+    assert all(cached[i] == 1000 for i in range(1, 16))
+
+
+def test_logprobs_of_the_answer_and_the_prompt():
+    scheduler = Scheduler(FakeBackend(n_ctx=256, n_batch=8), n_parallel=1)
+    prompt = list(range(20))
+    scheduler.submit(job(0, prompt, max_tokens=5, n_logprobs=2, prompt_logprobs=True))
+    events = [event for _, event in run(scheduler)]
+    (told,) = [event.tokens for event in events if isinstance(event, PromptLogprobs)]
+    assert [item.token for item in told] == prompt
+    assert told[0].logprob is None
+    assert all(item.logprob < 0 and len(item.top) == 2 for item in told[1:])
+    answer = [item for event in events if isinstance(event, Delta) for item in event.logprobs]
+    wanted, _ = reference(prompt, 5, 256)
+    assert [item.token for item in answer] == [token for token in wanted if token != EOG]
+    # The fake's logits: 2 for the chosen token, 0 for the other 256.
+    assert all(abs(item.logprob - (2 - math.log(math.e**2 + 256))) < 1e-6 for item in answer)
+    assert all(item.top[0] == (chr(item.token).encode(), item.logprob) for item in answer)
+
+
+def test_a_prompt_can_be_scored_without_an_answer():
+    scheduler = Scheduler(FakeBackend(n_ctx=256, n_batch=8), n_parallel=2)
+    scheduler.submit(job(0, range(30), max_tokens=0, prompt_logprobs=True))
+    scheduler.submit(job(1, range(30), max_tokens=4))
+    events = run(scheduler)
+    assert finished(events)[0].usage.n_completion == 0
+    assert finished(events)[0].reason == "length"
+    assert len(next(event for i, event in events if isinstance(event, PromptLogprobs)).tokens) == 30
+
+
+def test_ignore_eos_goes_on():
+    prompt = next([n] for n in range(999) if reference([n], 50, 256)[1] == "stop")
+    scheduler = Scheduler(FakeBackend(n_ctx=256), n_parallel=1)
+    scheduler._backend.piece = lambda token: b"x"
+    scheduler.submit(job(0, prompt, max_tokens=50, ignore_eos=True))
+    assert finished(run(scheduler))[0].usage.n_completion == 50

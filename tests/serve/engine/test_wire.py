@@ -11,7 +11,17 @@ from localllm.errors import (
     RequestError,
 )
 from serve.engine import wire
-from serve.engine.types import Delta, Embeddings, Finished, GenerateRequest, SamplingParams, Started, Usage
+from serve.engine.types import (
+    Delta,
+    Embeddings,
+    Finished,
+    GenerateRequest,
+    PromptLogprobs,
+    SamplingParams,
+    Started,
+    TokenLogprob,
+    Usage,
+)
 
 
 def through(message):
@@ -26,7 +36,8 @@ def through(message):
     [
         GenerateRequest(messages=({"role": "user", "content": "ü\x00\n🦙"},), stop=("a", "b"), max_tokens=3),
         GenerateRequest(prompt="text", sampling=SamplingParams(temperature=0, seed=0)),
-        GenerateRequest(prompt=(1, 2, 3), template_args={"enable_thinking": False}),
+        GenerateRequest(prompt=(1, 2, 3), template_args={"enable_thinking": False}, n_logprobs=0, client="k"),
+        GenerateRequest(prompt="x", sampling=SamplingParams(logit_bias=((3, -100.0), (4, 1.5))), prompt_logprobs=True),
     ],
 )
 def test_requests(request_):
@@ -37,6 +48,10 @@ def test_requests(request_):
     "event",
     [
         Started(5, 3),
+        Delta("é", 1, (TokenLogprob(7, b"\xc3", -0.5, ((b"\xc3", -0.5), (b"", -1.0))), TokenLogprob(8, b"\xa9", -1.0))),
+        PromptLogprobs((TokenLogprob(1, b"<s>", None), TokenLogprob(2, b"a", -3.25))),
+        wire.Reply([1, 2]),
+        wire.Reply("text"),
         Delta("a\u2028", 2),
         Finished("length", Usage(1, 0, 2, 0.5, 0.25)),
         Embeddings(((0.5, -1.0), (0.0, 1.0)), 7),
