@@ -14,7 +14,8 @@ from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from serve.http.disconnect import unless_disconnected
 from serve.http.json_body import parse_json
-from serve.http.openai_types import LoadRequest, validate
+from serve.http.openai_types import LoadRequest
+from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
 
 SERVABLE = "gguf"

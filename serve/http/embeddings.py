@@ -11,7 +11,8 @@ from serve.engine.types import Embeddings
 from serve.http.disconnect import unless_disconnected
 from serve.http.errors import HTTPError
 from serve.http.json_body import parse_json
-from serve.http.openai_types import EmbeddingsRequest, validate
+from serve.http.openai_types import EmbeddingsRequest
+from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
 
 

@@ -2,46 +2,46 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.engine.types import Delta, Finished, FinishReason, GenerateRequest, Started, Usage
+from serve.engine.types import Engine, Finished, GenerateRequest, Started, Usage
+from serve.http.choices import Choice, Kind
 from serve.http.disconnect import unless_disconnected
 from serve.http.fanout import generate_all
+from serve.http.guards import client_of
 from serve.http.json_body import parse_json
-from serve.http.openai_types import ChatRequest, CompletionRequest, validate
+from serve.http.openai_types import ChatRequest, CompletionRequest
 from serve.http.replies import timing_fields, usage_fields
 from serve.http.sse import DONE, ChunkWriter, open_stream
+from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
 
-_Kind = Literal["chat", "text"]
 
+@dataclass(frozen=True)
+class _Ask:
+    """What a route is asked for.
 
-@dataclass
-class _Choice:
-    """One completed choice."""
+    Attributes:
+        kind: By which API.
+        model: The model's name, as it was given.
+        requests: One for each choice: ``n`` for the first prompt, ``n`` for the second, …
+        n: Choices of one prompt.
+        echo: Each choice begins with its prompt.
+        include_usage: A stream ends with the usage.
+    """
 
-    texts: list[str] = field(default_factory=list)
-    finished: Finished | None = None
-
-    def take(self, event: Started | Delta | Finished) -> None:
-        match event:
-            case Delta(text=text):
-                self.texts.append(text)
-            case Finished():
-                self.finished = event
-            case Started():
-                pass
-
-    @property
-    def end(self) -> Finished:
-        assert self.finished is not None, "an engine's events end with Finished or with an error"
-        return self.finished
+    kind: Kind
+    model: str
+    requests: list[GenerateRequest]
+    n: int
+    echo: bool = False
+    include_usage: bool = False
 
 
 class GenerationRoutes:
@@ -57,81 +57,77 @@ class GenerationRoutes:
     async def chat(self, request: Request) -> Response:
         """``POST /v1/chat/completions``."""
         body = validate(ChatRequest, parse_json(await request.body()))
-        return await self._answer(
-            request, "chat", body.model, [body.generate_request()], body.stream, body.include_usage
-        )
+        requests = body.generate_requests(client_of(request))
+        ask = _Ask("chat", body.model, requests, body.n, include_usage=body.include_usage)
+        return await self._answer(request, ask, body.stream)
 
     async def completions(self, request: Request) -> Response:
         """``POST /v1/completions``."""
         body = validate(CompletionRequest, parse_json(await request.body()))
-        return await self._answer(
-            request, "text", body.model, body.generate_requests(), body.stream, body.include_usage
-        )
+        requests = body.generate_requests(client_of(request))
+        ask = _Ask("text", body.model, requests, body.n, body.echo, body.include_usage)
+        return await self._answer(request, ask, body.stream)
 
-    async def _answer(
-        self,
-        request: Request,
-        kind: _Kind,
-        model: str,
-        requests: Sequence[GenerateRequest],
-        stream: bool,
-        include_usage: bool,
-    ) -> Response:
+    async def _answer(self, request: Request, ask: _Ask, stream: bool) -> Response:
         if stream:
-            return await open_stream(request.receive, self._frames(kind, model, requests, include_usage))
-        return JSONResponse(await unless_disconnected(request.receive, self._collect(kind, model, requests)))
+            return await open_stream(request.receive, self._frames(ask))
+        return JSONResponse(await unless_disconnected(request.receive, self._collect(ask)))
 
-    async def _frames(
-        self, kind: _Kind, model: str, requests: Sequence[GenerateRequest], include_usage: bool
-    ) -> AsyncGenerator[bytes, None]:
+    async def _frames(self, ask: _Ask) -> AsyncGenerator[bytes, None]:
         """The events of a streamed answer. The engine is kept until the generator is closed."""
-        async with self._supervisor.engine(model) as (manifest, engine):
+        async with self._supervisor.engine(ask.model) as (manifest, engine):
             name, n_ctx = str(manifest.model_name), engine.info.n_ctx
-            writer = ChunkWriter(kind, _answer_id(kind), int(time.time()), name, len(requests), include_usage)
-            usages: list[Usage] = []
-            async with aclosing(generate_all(engine, requests)) as events:
+            choices = await _choices(engine, ask)
+            writer = ChunkWriter(
+                ask.kind, _answer_id(ask.kind), int(time.time()), name, len(choices), ask.include_usage
+            )
+            usages: dict[int, Usage] = {}
+            async with aclosing(generate_all(engine, ask.requests)) as events:
                 async for index, event in events:
-                    match event:
-                        case Started():
-                            yield writer.first(index)
-                        case Delta(text=text):
-                            yield writer.text(index, text)
-                        case Finished(reason=reason, usage=usage):
-                            usages.append(usage)
-                            yield writer.last(index, reason, usage, n_ctx)
-            if include_usage:
-                yield writer.usage(usages)
+                    if isinstance(event, Started):
+                        yield writer.first(index)
+                    for piece in choices[index].pieces(event):
+                        yield writer.text(index, piece.text, piece.logprobs)
+                    if isinstance(event, Finished):
+                        usages[index] = event.usage
+                        yield writer.last(index, event.reason, event.usage, n_ctx)
+            if ask.include_usage:
+                yield writer.usage([usages[index] for index in range(len(choices))], ask.n)
             yield DONE
 
-    async def _collect(self, kind: _Kind, model: str, requests: Sequence[GenerateRequest]) -> dict[str, Any]:
+    async def _collect(self, ask: _Ask) -> dict[str, Any]:
         """The body of an answer in one piece."""
-        choices = [_Choice() for _ in requests]
-        async with self._supervisor.engine(model) as (manifest, engine):
-            async with aclosing(generate_all(engine, requests)) as events:
+        async with self._supervisor.engine(ask.model) as (manifest, engine):
+            choices = await _choices(engine, ask)
+            async with aclosing(generate_all(engine, ask.requests)) as events:
                 async for index, event in events:
                     choices[index].take(event)
             n_ctx = engine.info.n_ctx
         usages = [choice.end.usage for choice in choices]
         return {
-            "id": _answer_id(kind),
-            "object": "chat.completion" if kind == "chat" else "text_completion",
+            "id": _answer_id(ask.kind),
+            "object": "chat.completion" if ask.kind == "chat" else "text_completion",
             "created": int(time.time()),
             "model": str(manifest.model_name),
-            "choices": [
-                _choice_fields(kind, index, "".join(choice.texts), choice.end.reason)
-                for index, choice in enumerate(choices)
-            ],
-            "usage": usage_fields(usages),
+            "choices": [choice.fields(index) for index, choice in enumerate(choices)],
+            "usage": usage_fields(usages, ask.n),
             "timings": timing_fields(usages, n_ctx),
         }
 
 
-def _answer_id(kind: _Kind) -> str:
+async def _choices(engine: Engine, ask: _Ask) -> list[Choice]:
+    """The choices, with the text to be echoed where that was asked for."""
+    choices: list[Choice] = []
+    for prompt_of in ask.requests[:: ask.n]:
+        echo = await _prompt_text(engine, prompt_of.prompt) if ask.echo else None
+        choices += [Choice(ask.kind, request, echo) for request in ask.requests[len(choices) : len(choices) + ask.n]]
+    return choices
+
+
+async def _prompt_text(engine: Engine, prompt: str | tuple[int, ...] | None) -> str:
+    assert prompt is not None, "chats have no echo"
+    return prompt if isinstance(prompt, str) else await engine.detokenize(prompt)
+
+
+def _answer_id(kind: Kind) -> str:
     return f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{uuid.uuid4().hex}"
-
-
-def _choice_fields(kind: _Kind, index: int, text: str, reason: FinishReason) -> dict[str, Any]:
-    content: dict[str, Any] = (
-        {"message": {"role": "assistant", "content": text, "refusal": None}} if kind == "chat" else {"text": text}
-    )
-    return {"index": index, **content, "logprobs": None, "finish_reason": reason}

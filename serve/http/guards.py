@@ -13,6 +13,7 @@ from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localllm.errors import LocalLLMError, SettingsError
@@ -60,15 +61,21 @@ class Keys:
     def __init__(self, keys: Collection[str]) -> None:
         self._digests = [hashlib.sha256(key.encode()).digest() for key in keys if key]
 
-    def accept(self, authorization: str) -> bool:
-        """Whether an Authorization header carries one of the keys."""
-        scheme, _, given = authorization.partition(" ")
-        if scheme.lower() != "bearer":
-            return False
-        digest = hashlib.sha256(given.strip().encode()).digest()
-        # Every key is compared, so the time tells nothing about which one is near.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
+    def accept(self, headers: Headers) -> str | None:
+        """Which client a request is from, by the key in its ``Authorization`` or ``x-api-key`` header.
+
+        Returns:
+            A name for the holder of the key, the same in every run, from which the key cannot be had; None when there
+            is no right key.
+        """
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        for given in (bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")):
+            digest = hashlib.sha256(given.strip().encode()).digest()
+            # Every key is compared, so the time tells nothing about which one is near.
+            matches = [hmac.compare_digest(digest, known) for known in self._digests]
+            if any(matches):
+                return hashlib.blake2b(digest, digest_size=12, person=b"client").hexdigest()
+        return None
 
 
 class HostGuard:
@@ -113,7 +120,8 @@ def _is_loopback_origin(origin: str) -> bool:
 class KeyGuard:
     """Asks for a key. ``/health`` passes without one, ``/internal/…`` never does.
 
-    Sets ``scope["state"]["authorized"]``: whether the request carried a right key.
+    Sets ``scope["state"]["authorized"]``: whether the request carried a right key, and ``scope["state"]["client"]``:
+    see :func:`client_of`.
 
     Args:
         app: The app behind it.
@@ -129,9 +137,10 @@ class KeyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or answer 401."""
         if scope["type"] == "http":
-            authorized = self._keys.accept(Headers(scope=scope).get("authorization", ""))
+            client = self._keys.accept(Headers(scope=scope))
+            authorized = client is not None
             # A copy, because the state of the lifespan is shared by all requests.
-            scope["state"] = {**scope.get("state", {}), "authorized": authorized}
+            scope["state"] = {**scope.get("state", {}), "authorized": authorized, "client": client or ""}
             path = scope["path"]
             needed = path != _OPEN_PATH and (self._required or path.startswith(_INTERNAL))
             if needed and not authorized:
@@ -140,6 +149,15 @@ class KeyGuard:
                 )
                 return await error_response(error)(scope, receive, send)
         return await self._app(scope, receive, send)
+
+
+def client_of(request: HTTPConnection) -> str:
+    """Whose request it is: a name for the holder of its key, empty without a right key.
+
+    Cached prefixes are shared under this name only, so that nobody can learn from the speed of an answer what others
+    have asked.
+    """
+    return str(request.scope["state"]["client"])
 
 
 class BodyGuard:

@@ -1,125 +1,82 @@
 """Requests of the OpenAI API, as far as they are supported; everything else is refused by name, never dropped.
 
-Fields that official clients send but that ask for nothing (``user``, ``n=1``, ``store=false``, …) are accepted when
-their value asks for nothing: :data:`INERT` lists them. ``reasoning_effort`` and ``verbosity`` are refused, because a
-client that sends them expects another answer.
+Fields that official clients send but that ask for nothing (``user``, ``store=false``, …) are accepted when their value
+asks for nothing: :data:`INERT` lists them. ``reasoning_effort`` and ``verbosity`` are refused, because a client that
+sends them expects another answer.
 
 Our own additions: ``top_k``, ``min_p``, ``repeat_penalty``, ``repeat_last_n`` (as in
-:class:`serve.engine.types.SamplingParams`) and ``chat_template_kwargs`` (more names for the model's chat template).
+:class:`serve.engine.types.SamplingParams`), ``ignore_eos`` and ``chat_template_kwargs`` (more names for the model's
+chat template).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
 from serve.engine.types import GenerateRequest, SamplingParams
-from serve.http.errors import HTTPError
+from serve.http.wire_types import (
+    MAX_MODEL_NAME,
+    MAX_SEED,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    Inert,
+    Wire,
+    anything,
+    one_of,
+    refuse,
+    text_of,
+)
 
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 512
 MAX_PROMPTS = 64
 MAX_INPUTS = 2048
-MAX_SEED = 2**32 - 2
+MAX_N = 16
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+MAX_BIASES = 1024
+MAX_TOKEN_ID = 2**31 - 1
 _LEGACY_MAX_TOKENS = 16  # what OpenAI documents for /v1/completions
 
-_UNSUPPORTED = "unsupported_parameter"
-_INVALID = "invalid_value"
-
-
-def _one_of(*values: object) -> Callable[[object], bool]:
-    """A test for these very values: 1 is not True here."""
-    return lambda given: any(type(given) is type(value) and given == value for value in values)
-
-
-def _anything(_given: object) -> bool:
-    return True
-
-
-# Known fields that change nothing, each with the values for which that is true. None is always one of them.
-INERT: Mapping[str, Callable[[object], bool]] = {
-    "user": _anything,
-    "metadata": _anything,
-    "safety_identifier": _anything,
-    "prompt_cache_key": _anything,
-    "prompt_cache_retention": _anything,
-    "store": _one_of(False),
-    "n": _one_of(1),
-    "best_of": _one_of(1),
-    "echo": _one_of(False),
-    "suffix": _one_of(""),
-    "logprobs": _one_of(False),
-    "top_logprobs": _one_of(0),
-    "logit_bias": _one_of({}),
-    "service_tier": _one_of("auto", "default"),
-    "modalities": _one_of(["text"]),
-    "response_format": _one_of({"type": "text"}),
-    "tools": _one_of([]),
-    "functions": _one_of([]),
-    "tool_choice": _one_of("none", "auto"),
-    "function_call": _one_of("none", "auto"),
-    "parallel_tool_calls": _anything,  # tools are refused, so it can mean nothing
-    "audio": _one_of(),
-    "prediction": _one_of(),
-    "reasoning_effort": _one_of(),
-    "verbosity": _one_of(),
-    "web_search_options": _one_of(),
-}
-# What an assistant's message may carry when it comes back from an official client.
-_INERT_IN_MESSAGE: Mapping[str, Callable[[object], bool]] = {
-    "refusal": _one_of(),
-    "audio": _one_of(),
-    "function_call": _one_of(),
-    "tool_calls": _one_of([]),
-    "annotations": _one_of([]),
+INERT: Inert = {
+    "user": anything,
+    "metadata": anything,
+    "safety_identifier": anything,
+    "prompt_cache_key": anything,
+    "prompt_cache_retention": anything,
+    "store": one_of(False),
+    "best_of": one_of(1),
+    "suffix": one_of(""),
+    "service_tier": one_of("auto", "default"),
+    "modalities": one_of(["text"]),
+    "response_format": one_of({"type": "text"}),
+    "tools": one_of([]),
+    "functions": one_of([]),
+    "tool_choice": one_of("none", "auto"),
+    "function_call": one_of("none", "auto"),
+    "parallel_tool_calls": anything,  # tools are refused, so it can mean nothing
+    "audio": one_of(),
+    "prediction": one_of(),
+    "reasoning_effort": one_of(),
+    "verbosity": one_of(),
+    "web_search_options": one_of(),
 }
 
 
-def _without_inert(raw: object, inert: Mapping[str, Callable[[object], bool]]) -> object:
-    """``raw`` without its inert fields, and without ``null`` ones; fields that do ask for something stay."""
-    if not isinstance(raw, dict):
-        return raw
-    return {
-        name: value
-        for name, value in raw.items()
-        if not (name in inert and (value is None or inert[name](value))) and not (value is None and name not in inert)
-    }
-
-
-class _Wire(BaseModel):
-    """Exact types: a number in quotes is no number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-def _text_of(content: object) -> object:
-    """The text of a message's content: a string, or a list of text parts."""
-    if not isinstance(content, list):
-        return content
-    texts: list[str] = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            named = f"Parts of type {kind[:40]!r}" if isinstance(kind, str) else "Parts without a type"
-            raise PydanticCustomError(_UNSUPPORTED, "{named} are not supported, only text.", {"named": named})
-        if not isinstance(part.get("text"), str) or part.keys() - {"type", "text"}:
-            raise PydanticCustomError(_INVALID, "A text part has the fields `type` and `text`.")
-        texts.append(part["text"])
-    return "\n".join(texts)
-
-
-class ChatMessage(_Wire):
+class ChatMessage(Wire):
     """One message. ``developer`` is another word for ``system``."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text_of)]
-    name: str | None = Field(None, max_length=256)
+    # What an assistant's message may carry when it comes back from an official client.
+    INERT: ClassVar[Inert] = {
+        "refusal": one_of(),
+        "audio": one_of(),
+        "function_call": one_of(),
+        "tool_calls": one_of([]),
+        "annotations": one_of([]),
+    }
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_inert(cls, raw: object) -> object:
-        return _without_inert(raw, _INERT_IN_MESSAGE)
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(text_of)]
+    name: str | None = Field(None, max_length=256)
 
     def as_dict(self) -> dict[str, Any]:
         """As the chat template takes it."""
@@ -127,7 +84,7 @@ class ChatMessage(_Wire):
         return {**message, "name": self.name} if self.name is not None else message
 
 
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     """``stream_options``; ``include_obfuscation`` asks for padding, which loopback has no use for."""
 
     include_usage: bool = False
@@ -138,13 +95,27 @@ def _as_list(stop: object) -> object:
     return [stop] if isinstance(stop, str) else stop
 
 
-_Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+def _token_ids(bias: object) -> object:
+    """The names of a JSON object are text, so a token's id comes in quotes here."""
+    if not isinstance(bias, dict):
+        return bias
+    wrong = [name for name in bias if not (isinstance(name, str) and name.isascii() and name.isdigit())]
+    if wrong:
+        raise refuse("The names in `logit_bias` are token ids.")
+    return {int(name): value for name, value in bias.items()}
 
 
-class _Sampled(_Wire):
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
+_Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+class Sampled(Wire):
     """What chats and completions have in common."""
 
-    model: str = Field(min_length=1, max_length=256)
+    INERT: ClassVar[Inert] = INERT
+
+    model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
     temperature: float = Field(SamplingParams.temperature, ge=0, le=5)
     top_p: float = Field(SamplingParams.top_p, gt=0, le=1)
     top_k: int = Field(SamplingParams.top_k, ge=0, le=2**31 - 1)
@@ -153,21 +124,20 @@ class _Sampled(_Wire):
     repeat_last_n: int = Field(SamplingParams.repeat_last_n, ge=-1, le=2**31 - 1)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: Annotated[dict[TokenId, _Bias], BeforeValidator(_token_ids), Field(max_length=MAX_BIASES)] = Field(
+        default_factory=dict
+    )
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    stop: Annotated[list[_Stop], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] = Field(default_factory=list)
-    max_tokens: int | None = Field(None, ge=1)
+    stop: Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] = Field(default_factory=list)
+    ignore_eos: bool = False
+    n: int = Field(1, ge=1, le=MAX_N)
     stream: bool = False
     stream_options: StreamOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_inert(cls, raw: object) -> object:
-        return _without_inert(raw, INERT)
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError(_INVALID, "`stream_options` needs `stream` to be true.")
+            raise refuse("`stream_options` needs `stream` to be true.")
         return self
 
     @property
@@ -177,7 +147,18 @@ class _Sampled(_Wire):
 
     def sampling(self) -> SamplingParams:
         """How tokens are to be chosen."""
-        return SamplingParams(**{name: getattr(self, name) for name in SamplingParams.__dataclass_fields__})
+        given = {name: getattr(self, name) for name in SamplingParams.__dataclass_fields__ if name != "logit_bias"}
+        return SamplingParams(**given, logit_bias=tuple(self.logit_bias.items()))
+
+    def _choices(self, request: GenerateRequest) -> list[GenerateRequest]:
+        """``request`` once for each of its ``n`` choices; a seed counts up, so that they differ and can be repeated."""
+        seed = request.sampling.seed
+        if seed is None:
+            return [request] * self.n
+        return [
+            replace(request, sampling=replace(request.sampling, seed=(seed + index) % (MAX_SEED + 1)))
+            for index in range(self.n)
+        ]
 
 
 _RESERVED_TEMPLATE_NAMES = frozenset(
@@ -185,36 +166,46 @@ _RESERVED_TEMPLATE_NAMES = frozenset(
 )
 
 
-def _template_args(args: object) -> object:
+def template_args(args: object) -> object:
+    """``args`` for the chat template, without the names that are not a client's to set."""
     if isinstance(args, dict) and (taken := args.keys() & _RESERVED_TEMPLATE_NAMES):
-        raise PydanticCustomError(_INVALID, "{name} cannot be set here.", {"name": min(taken)})
+        raise refuse("{name} cannot be set here.", name=min(taken))
     return args
 
 
-class ChatRequest(_Sampled):
+class ChatRequest(Sampled):
     """``POST /v1/chat/completions``."""
 
     messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    chat_template_kwargs: Annotated[dict[str, bool | int | float | str], BeforeValidator(_template_args)] = Field(
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    chat_template_kwargs: Annotated[dict[str, bool | int | float | str], BeforeValidator(template_args)] = Field(
         default_factory=dict, max_length=32
     )
 
     @model_validator(mode="after")
-    def _one_limit(self) -> Self:
+    def _no_contradictions(self) -> Self:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise PydanticCustomError(_INVALID, "`max_tokens` and `max_completion_tokens` contradict each other.")
+            raise refuse("`max_tokens` and `max_completion_tokens` contradict each other.")
+        if self.top_logprobs and not self.logprobs:
+            raise refuse("`top_logprobs` needs `logprobs` to be true.")
         return self
 
-    def generate_request(self) -> GenerateRequest:
-        """As the engine takes it."""
-        return GenerateRequest(
+    def generate_requests(self, client: str = "") -> list[GenerateRequest]:
+        """As the engine takes them, one for each choice."""
+        request = GenerateRequest(
             messages=tuple(message.as_dict() for message in self.messages),
             sampling=self.sampling(),
             max_tokens=self.max_completion_tokens if self.max_tokens is None else self.max_tokens,
             stop=tuple(self.stop),
             template_args=dict(self.chat_template_kwargs),
+            n_logprobs=self.top_logprobs if self.logprobs else None,
+            ignore_eos=self.ignore_eos,
+            client=client,
         )
+        return self._choices(request)
 
 
 def _prompts(given: object) -> object:
@@ -224,71 +215,55 @@ def _prompts(given: object) -> object:
     return given
 
 
-_TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-_Prompt = str | Annotated[list[_TokenId], Field(min_length=1)]
+_Prompt = str | Annotated[list[TokenId], Field(min_length=1)]
 
 
-class CompletionRequest(_Sampled):
+class CompletionRequest(Sampled):
     """``POST /v1/completions``. Without ``max_tokens`` the answer has 16 tokens at most, as OpenAI documents it."""
 
     prompt: Annotated[list[_Prompt], BeforeValidator(_prompts), Field(min_length=1, max_length=MAX_PROMPTS)]
-    max_tokens: int | None = Field(_LEGACY_MAX_TOKENS, ge=1)
+    max_tokens: int | None = Field(_LEGACY_MAX_TOKENS, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    echo: bool = False
 
-    def generate_requests(self) -> list[GenerateRequest]:
-        """One for each prompt."""
-        return [
-            GenerateRequest(
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise refuse("`max_tokens` of 0 needs `echo`: there would be no answer.")
+        if self.n * len(self.prompt) > MAX_CHOICES:
+            raise refuse("`n` and `prompt` ask for more than {most} choices.", most=MAX_CHOICES)
+        return self
+
+    def generate_requests(self, client: str = "") -> list[GenerateRequest]:
+        """As the engine takes them: ``n`` for the first prompt, then ``n`` for the second, and so on."""
+        requests: list[GenerateRequest] = []
+        for prompt in self.prompt:
+            request = GenerateRequest(
                 prompt=prompt if isinstance(prompt, str) else tuple(prompt),
                 sampling=self.sampling(),
                 max_tokens=self.max_tokens,
                 stop=tuple(self.stop),
+                n_logprobs=self.logprobs,
+                prompt_logprobs=self.echo and self.logprobs is not None,
+                ignore_eos=self.ignore_eos,
+                client=client,
             )
-            for prompt in self.prompt
-        ]
+            requests.extend(self._choices(request))
+        return requests
 
 
-class EmbeddingsRequest(_Wire):
+class EmbeddingsRequest(Wire):
     """``POST /v1/embeddings``. ``dimensions`` must be the model's own."""
 
-    model: str = Field(min_length=1, max_length=256)
+    INERT: ClassVar[Inert] = {"user": anything}
+
+    model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
     input: Annotated[list[_Prompt], BeforeValidator(_prompts), Field(min_length=1, max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_inert(cls, raw: object) -> object:
-        return _without_inert(raw, INERT)
 
-
-class LoadRequest(_Wire):
+class LoadRequest(Wire):
     """``POST /internal/load``."""
 
-    model: str = Field(min_length=1, max_length=256)
-
-
-_Request = TypeVar("_Request", bound=_Wire)
-
-
-def validate(kind: type[_Request], raw: Mapping[str, Any]) -> _Request:
-    """``raw`` as a request.
-
-    Raises:
-        HTTPError: 400, naming the field: ``unsupported_parameter`` or ``invalid_value``.
-    """
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        # What was given is left out: it may be part of a prompt.
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    param = ".".join(str(part)[:64] for part in first["loc"])
-    match first["type"]:
-        case "extra_forbidden":
-            manner = " with this value" if param in INERT else ""
-            raise HTTPError(400, _UNSUPPORTED, f"`{param}` is not supported{manner}.", "Leave it out.", param)
-        case "missing":
-            raise HTTPError(400, "missing_required_parameter", f"`{param}` is missing.", param=param)
-        case kind_of_error:
-            code = _UNSUPPORTED if kind_of_error == _UNSUPPORTED else _INVALID
-            message = f"{param}: {first['msg']}" if param else first["msg"]
-            raise HTTPError(400, code, message, param=param)
+    model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)

@@ -16,15 +16,20 @@ def error_response(error: LocalLLMError) -> JSONResponse:
     return JSONResponse(reply.body, reply.status, reply.headers)
 
 
-def usage_fields(usages: Sequence[Usage]) -> dict[str, Any]:
-    """OpenAI's ``usage`` of one request, summed over its choices."""
-    n_prompt = sum(usage.n_prompt for usage in usages)
+def usage_fields(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:
+    """OpenAI's ``usage`` of one request, summed over its choices.
+
+    Args:
+        usages: Of every choice: ``n`` of the first prompt, ``n`` of the second, …
+        n: Choices of one prompt; the prompt counts once.
+    """
+    n_prompt = sum(usage.n_prompt for usage in usages[::n])
     n_completion = sum(usage.n_completion for usage in usages)
     return {
         "prompt_tokens": n_prompt,
         "completion_tokens": n_completion,
         "total_tokens": n_prompt + n_completion,
-        "prompt_tokens_details": {"cached_tokens": sum(usage.n_cached for usage in usages)},
+        "prompt_tokens_details": {"cached_tokens": sum(usage.n_cached for usage in usages[::n])},
     }
 
 

@@ -53,8 +53,11 @@ class ChunkWriter:
         delta = {"role": "assistant", "content": ""}
         return self._frame([self._choice(index, delta if self._kind == "chat" else "")], **self._usage_null)
 
-    def text(self, index: int, text: str) -> bytes:
+    def text(self, index: int, text: str, logprobs: dict[str, Any] | None = None) -> bytes:
         """A chunk of text. Non-ASCII is escaped: some clients split lines at U+2028 and its kin."""
+        if logprobs is not None:
+            content = {"content": text} if self._kind == "chat" else text
+            return self._frame([{**self._choice(index, content), "logprobs": logprobs}], **self._usage_null)
         before, after = self._templates[index]
         return before + json.dumps(text).encode("ascii") + after
 
@@ -63,9 +66,9 @@ class ChunkWriter:
         choice = self._choice(index, {} if self._kind == "chat" else "", reason)
         return self._frame([choice], timings=timing_fields([usage], n_ctx), **self._usage_null)
 
-    def usage(self, usages: Sequence[Usage]) -> bytes:
-        """The chunk after all choices, with the usage and no choice."""
-        return self._frame([], usage=usage_fields(usages))
+    def usage(self, usages: Sequence[Usage], n: int = 1) -> bytes:
+        """The chunk after all choices, with the usage and no choice; as in :func:`usage_fields`."""
+        return self._frame([], usage=usage_fields(usages, n))
 
     def _choice(self, index: int, content: object, reason: FinishReason | None = None) -> dict[str, Any]:
         name = "delta" if self._kind == "chat" else "text"

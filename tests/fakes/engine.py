@@ -1,11 +1,12 @@
 """Scripted engines: no llama.cpp and no process, but the same protocol."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from localllm.errors import EngineDiedError, LocalLLMError
+from localllm.errors import EngineDiedError, LocalLLMError, RequestError
 from localllm.models.manifest import Manifest, ModelFile, write_manifest
 from localllm.paths import Home
 from serve.engine.types import (
@@ -16,7 +17,9 @@ from serve.engine.types import (
     Finished,
     GenerateEvent,
     GenerateRequest,
+    PromptLogprobs,
     Started,
+    TokenLogprob,
     Usage,
 )
 from tests.fakes.gguf_files import write_tiny_gguf
@@ -77,14 +80,19 @@ class ScriptedEngine:
             if script.refuse is not None:
                 raise script.refuse
             yield Started(n_prompt=5, n_cached=2)
-            for count, text in enumerate(script.texts):
+            if request.prompt_logprobs:
+                yield PromptLogprobs(_prompt_logprobs(request))
+            for count, text in enumerate(script.texts[: request.max_tokens]):
                 await self._hold(script, count)
-                yield Delta(text, 1)
+                yield Delta(text, 1, _logprobs(request, text.encode()))
             await self._hold(script, len(script.texts))
             if script.error is not None:
                 raise script.error
             done = True
-            yield Finished("stop", Usage(5, 2, len(script.texts) + 1, 0.25, 0.5))
+            if request.max_tokens is not None and request.max_tokens <= len(script.texts):
+                yield Finished("length", Usage(5, 2, request.max_tokens, 0.25, 0.5))
+            else:
+                yield Finished("stop", Usage(5, 2, len(script.texts) + 1, 0.25, 0.5))
         finally:
             self.active -= 1
             if not done and script.error is None and script.refuse is None and self.alive:
@@ -94,6 +102,19 @@ class ScriptedEngine:
         self._check()
         self.inputs.append(inputs)
         return Embeddings(tuple((1.0, 0.0, float(index), -0.5) for index in range(len(inputs))), 3 * len(inputs))
+
+    async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """One token a byte; BOS is 256, ``<s>`` where it may be special."""
+        self._check()
+        pieces = text.split("<s>") if parse_special else [text]
+        tokens = [token for piece in pieces for token in (256, *piece.encode())][1:]
+        return [256, *tokens] if add_special else tokens
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        self._check()
+        if any(token > 256 for token in tokens):
+            raise RequestError("A token is outside the vocabulary.", "", "tokens")
+        return b"".join(b"<s>" if token == 256 else bytes([token]) for token in tokens).decode(errors="replace")
 
     async def close(self) -> None:
         self.closed = True
@@ -112,6 +133,22 @@ class ScriptedEngine:
                 for wait in waits:
                     wait.cancel()
         self._check()
+
+
+def _logprobs(request: GenerateRequest, *texts: bytes) -> tuple[TokenLogprob, ...]:
+    if request.n_logprobs is None:
+        return ()
+    return tuple(
+        TokenLogprob(7, text, -0.5, ((text, -0.5), (b"\xe2\x80", -1.5), (b"z", -math.inf))[: request.n_logprobs])
+        for text in texts
+    )
+
+
+def _prompt_logprobs(request: GenerateRequest) -> tuple[TokenLogprob, ...]:
+    """A BOS, then a token a byte."""
+    raw = request.prompt.encode() if isinstance(request.prompt, str) else bytes(request.prompt or ())
+    bos = TokenLogprob(256, b"<s>", None)
+    return (bos, *_logprobs(request, *(bytes([byte]) for byte in raw)))
 
 
 class EngineStarter:

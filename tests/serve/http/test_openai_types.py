@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from serve.engine.types import SamplingParams
 from serve.http.errors import HTTPError
 from serve.http.json_body import MAX_DEPTH, parse_json
-from serve.http.openai_types import ChatRequest, CompletionRequest, EmbeddingsRequest, validate
+from serve.http.openai_types import MAX_CHOICES, ChatRequest, CompletionRequest, EmbeddingsRequest
+from serve.http.wire_types import MAX_SEED, validate
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"model": "tiny", "prompt": "Hi"}
@@ -23,7 +24,7 @@ def refused(kind, raw) -> HTTPError:
 
 
 def test_defaults():
-    request = validate(ChatRequest, CHAT).generate_request()
+    (request,) = validate(ChatRequest, CHAT).generate_requests()
     assert request.sampling == SamplingParams()
     assert request.max_tokens is None
     assert request.messages == ({"role": "user", "content": "Hi"},)
@@ -59,7 +60,8 @@ def test_everything_that_is_supported():
             "chat_template_kwargs": {"enable_thinking": False},
         },
     )
-    generate = request.generate_request()
+    (generate,) = request.generate_requests("somebody")
+    assert generate.client == "somebody"
     assert [message["role"] for message in generate.messages] == ["system", "user", "assistant"]
     assert generate.messages[1] == {"role": "user", "content": "a\nb", "name": "Al"}
     assert generate.sampling == SamplingParams(0, 0, 1, 0.5, 1.1, -2, 2.0, -1, 0)
@@ -93,18 +95,16 @@ def test_everything_that_is_supported():
     ],
 )
 def test_fields_that_ask_for_nothing_are_accepted(field):
-    assert validate(ChatRequest, {**CHAT, **field}).generate_request() == validate(ChatRequest, CHAT).generate_request()
+    given = validate(ChatRequest, {**CHAT, **field}).generate_requests()
+    assert given == validate(ChatRequest, CHAT).generate_requests()
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("n", 2),
-        ("n", True),
         ("store", True),
-        ("logprobs", True),
-        ("logit_bias", {"1": 5}),
+        ("echo", True),
         ("response_format", {"type": "json_object"}),
         ("reasoning_effort", "low"),
         ("service_tier", "priority"),
@@ -119,7 +119,7 @@ def test_unsupported_fields_are_refused_by_name(field, value):
     assert f"`{field}`" in error.message
 
 
-@pytest.mark.parametrize("field", [{"echo": True}, {"suffix": "x"}, {"best_of": 2}, {"logprobs": 0}, {"n": 4}])
+@pytest.mark.parametrize("field", [{"suffix": "x"}, {"best_of": 2}, {"top_logprobs": 2}, {"max_completion_tokens": 4}])
 def test_unsupported_fields_of_completions(field):
     assert refused(CompletionRequest, {**TEXT, **field}).code == "unsupported_parameter"
 
@@ -146,6 +146,20 @@ def test_unsupported_fields_of_completions(field):
         {"stop": ["a", ""]},
         {"stop": "a" * 513},
         {"max_tokens": 0},
+        {"n": 0},
+        {"n": 17},
+        {"n": True},
+        {"logprobs": 2},
+        {"top_logprobs": 2},
+        {"logprobs": True, "top_logprobs": 21},
+        {"logit_bias": {"a": 1}},
+        {"logit_bias": {"-1": 1}},
+        {"logit_bias": {"1": 101}},
+        {"logit_bias": {"9" * 5000: 1}},
+        {"logit_bias": {"2147483648": 1}},
+        {"logit_bias": {str(token): 1 for token in range(1025)}},
+        {"logit_bias": [1]},
+        {"ignore_eos": 1},
         {"max_tokens": 5, "max_completion_tokens": 6},
         {"stream": "yes"},
         {"stream_options": {"include_usage": True}},
@@ -165,6 +179,45 @@ def test_wrong_values_are_refused(field):
     error = refused(ChatRequest, {**CHAT, **field})
     assert error.code in {"invalid_value", "unsupported_parameter"}
     assert error.param.split(".")[0] in {*field, ""}
+
+
+def test_choices_have_seeds_of_their_own():
+    requests = validate(ChatRequest, {**CHAT, "n": 3, "seed": MAX_SEED - 1}).generate_requests()
+    assert [request.sampling.seed for request in requests] == [MAX_SEED - 1, MAX_SEED, 0]
+    unseeded = validate(CompletionRequest, {**TEXT, "n": 2, "prompt": ["a", "b"]}).generate_requests()
+    assert [(request.prompt, request.sampling.seed) for request in unseeded] == [(p, None) for p in "aabb"]
+
+
+def test_too_many_choices():
+    assert validate(CompletionRequest, {**TEXT, "n": 2, "prompt": ["a"] * (MAX_CHOICES // 2)})
+    refused(CompletionRequest, {**TEXT, "n": 3, "prompt": ["a"] * (MAX_CHOICES // 2)})
+
+
+def test_logprobs_bias_and_ignore_eos():
+    more = {"logprobs": True, "top_logprobs": 3, "logit_bias": {"5": -100, "0": 1.5}, "ignore_eos": True}
+    (chat,) = validate(ChatRequest, {**CHAT, **more}).generate_requests()
+    assert (chat.n_logprobs, chat.prompt_logprobs, chat.ignore_eos) == (3, False, True)
+    assert chat.sampling.logit_bias == ((5, -100), (0, 1.5))
+    (bare,) = validate(ChatRequest, {**CHAT, "logprobs": True}).generate_requests()
+    assert bare.n_logprobs == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"echo": True}, (None, False, 16)),
+        ({"echo": True, "max_tokens": 0, "logprobs": 5}, (5, True, 0)),
+        ({"logprobs": 0}, (0, False, 16)),
+    ],
+)
+def test_echo(more, expected):
+    (request,) = validate(CompletionRequest, {**TEXT, **more}).generate_requests()
+    assert (request.n_logprobs, request.prompt_logprobs, request.max_tokens) == expected
+
+
+@pytest.mark.parametrize("more", [{"max_tokens": 0}, {"logprobs": True}, {"logprobs": 21}, {"echo": 1}])
+def test_wrong_completions(more):
+    refused(CompletionRequest, {**TEXT, **more})
 
 
 @pytest.mark.parametrize("missing", ["model", "messages"])
@@ -220,7 +273,7 @@ NAMES = st.sampled_from([*ChatRequest.model_fields, "tools", "n", "user", "zzz"]
 @given(st.dictionaries(NAMES, JSON, max_size=4))
 def test_any_value_is_accepted_or_refused_cleanly(fields):
     with suppress(HTTPError):
-        validate(ChatRequest, {**CHAT, **fields}).generate_request()
+        validate(ChatRequest, {**CHAT, **fields}).generate_requests()
 
 
 def test_json_depth_is_bounded():

@@ -1,0 +1,105 @@
+"""What the requests of every API here have in common: exact types, and refusals that name the field."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from serve.http.errors import HTTPError
+
+UNSUPPORTED = "unsupported_parameter"
+INVALID = "invalid_value"
+MAX_MODEL_NAME = 256
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 512
+MAX_SEED = 2**32 - 2
+
+# Known fields that change nothing, each with a test for the values of which that is true. None is always one of them.
+Inert = Mapping[str, Callable[[object], bool]]
+
+
+def one_of(*values: object) -> Callable[[object], bool]:
+    """A test for these very values: 1 is not True here."""
+    return lambda given: any(type(given) is type(value) and given == value for value in values)
+
+
+def anything(_given: object) -> bool:
+    """A test that every value passes."""
+    return True
+
+
+class Wire(BaseModel):
+    """Exact types: a number in quotes is no number. A field that is null is a field left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    INERT: ClassVar[Inert] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_inert(cls, raw: object) -> object:
+        """Leave out what is null or inert; a known field that does ask for something stays, and is refused later."""
+        if not isinstance(raw, dict):
+            return raw
+        return {
+            name: value
+            for name, value in raw.items()
+            if value is not None and not (name in cls.INERT and cls.INERT[name](value))
+        }
+
+
+def refuse(message: str, code: str = INVALID, **named: object) -> PydanticCustomError:
+    """What a validator raises: ``message`` may hold ``{names}`` of ``named``."""
+    return PydanticCustomError(code, message, dict(named))
+
+
+def text_of(
+    content: object, *, also: frozenset[str] = frozenset(), kinds: frozenset[str] = frozenset({"text"})
+) -> object:
+    """The text of a message's content: a string, or a list of text parts, joined by line ends.
+
+    Args:
+        content: As it came.
+        also: Fields that a text part may have besides ``type`` and ``text``.
+        kinds: The types of a text part.
+    """
+    if not isinstance(content, list):
+        return content
+    texts: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in kinds:
+            named = f"Parts of type {kind[:40]!r}" if isinstance(kind, str) else "Parts without a type"
+            raise refuse("{named} are not supported, only text.", UNSUPPORTED, named=named)
+        if not isinstance(part.get("text"), str) or part.keys() - {"type", "text"} - also:
+            raise refuse("A text part has the fields `type` and `text`.")
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+_Request = TypeVar("_Request", bound=Wire)
+
+
+def validate(kind: type[_Request], raw: Mapping[str, Any]) -> _Request:
+    """``raw`` as a request.
+
+    Raises:
+        HTTPError: 400, naming the field: ``unsupported_parameter`` or ``invalid_value``.
+    """
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        # What was given is left out: it may be part of a prompt.
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    param = ".".join(str(part)[:64] for part in first["loc"])
+    match first["type"]:
+        case "extra_forbidden":
+            manner = " with this value" if param in kind.INERT else ""
+            raise HTTPError(400, UNSUPPORTED, f"`{param}` is not supported{manner}.", "Leave it out.", param)
+        case "missing":
+            raise HTTPError(400, "missing_required_parameter", f"`{param}` is missing.", param=param)
+        case kind_of_error:
+            code = UNSUPPORTED if kind_of_error == UNSUPPORTED else INVALID
+            message = f"{param}: {first['msg']}" if param else first["msg"]
+            raise HTTPError(400, code, message, param=param)
