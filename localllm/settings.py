@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from localllm.errors import SettingsError
 from localllm.files import write_atomic
 
-# Environment names that are not settings: the home itself, and the key (never in a file).
-_NOT_SETTINGS = frozenset({"LOCALLLM_HOME", "LOCALLLM_API_KEY"})
 _PREFIX = "LOCALLLM_"
+_MEND = "Mend that line, or move the file away."
 
 
 class Settings(BaseModel):
@@ -23,7 +22,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field("starter", description="The model a chat starts with.")
-    theme: str = Field("textual-dark", description="The app's colours.")
+    theme: str = Field("localllm-dark", description="The app's colours.")
     host: str = Field("127.0.0.1", description="The address `localllm serve` binds; others than loopback need a key.")
     port: int = Field(11435, ge=0, le=65535, description="The port `localllm serve` binds; 0 takes a free one.")
     ctx: int = Field(0, ge=0, description="Context length in tokens; 0 chooses by the model and the memory.")
@@ -51,12 +50,10 @@ def load_settings(
         SettingsError: An unknown name or a wrong value, named together with where it came from.
     """
     env = os.environ if environ is None else environ
-    from_file = _read(file)
-    from_env = {
-        key.removeprefix(_PREFIX).lower(): value
-        for key, value in env.items()
-        if key.startswith(_PREFIX) and key not in _NOT_SETTINGS and key.removeprefix(_PREFIX).lower() in Settings.model_fields
-    }
+    from_file = _parse(file, _text(file))
+    # Other names with the prefix are no mistake: LOCALLLM_HOME, LOCALLLM_API_KEY (never in a file).
+    variables = {name: _PREFIX + name.upper() for name in Settings.model_fields}
+    from_env = {name: env[variable] for name, variable in variables.items() if variable in env}
     from_flags = {key: value for key, value in (flags or {}).items() if value is not None}
     try:
         return Settings.model_validate({**from_file, **from_env, **from_flags})
@@ -66,7 +63,7 @@ def load_settings(
         if name in from_flags:
             where = f"--{name.replace('_', '-')}"
         elif name in from_env:
-            where = f"the environment variable {_PREFIX}{name.upper()}"
+            where = f"the environment variable {variables[name]}"
         else:
             where = str(file)
         known = ", ".join(sorted(Settings.model_fields))
@@ -78,25 +75,37 @@ def save_setting(file: Path, name: str, value: str | int | float) -> None:
     """Set one value in ``settings.toml`` and keep the person's comments and order.
 
     Raises:
-        SettingsError: The file cannot be read, or the value is wrong.
+        SettingsError: The file cannot be read or written, or the value is wrong.
         DiskFullError: There is no room; the file is as it was.
     """
-    document = tomlkit.parse(file.read_text(encoding="utf-8")) if file.exists() else tomlkit.document()
+    text = _text(file)
+    _parse(file, text)  # its complaint about a damaged file is the one that a person knows from the start
+    document = tomlkit.parse(text)
     document[name] = value
     text = tomlkit.dumps(document)
     try:
         Settings.model_validate(tomllib.loads(text))
     except ValidationError as error:
         raise SettingsError(f"Setting {name!r}: {error.errors()[0]['msg']}.") from error
-    write_atomic(file, text)
-
-
-def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        write_atomic(file, text)
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be written: {error.strerror}.") from error
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is not valid TOML: {error}.", "Mend that line, or move the file away.") from error
+        return ""
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}.", _MEND) from error
     except OSError as error:
         raise SettingsError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+def _parse(file: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}.", _MEND) from error

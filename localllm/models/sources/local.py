@@ -57,8 +57,8 @@ class LocalSource:
                     "Give a .gguf file, or a directory with config.json and *.safetensors.",
                 )
             siblings = [entry.name for entry in self.path.parent.iterdir() if entry.is_file()]
-        except PermissionError as error:
-            raise StoreError(f"{self.path} cannot be read: permission denied.") from error
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read: {error.strerror}.") from error
         names = next(iter(group_split_files(split_siblings(self.path.name, siblings)).values()))
         return self._gguf(tuple(self.path.parent / name for name in names))
 
@@ -119,4 +119,4 @@ def looks_like_path(text: str) -> bool:
     """Whether a source is meant as a path: written as one, or something of that name is here."""
     if text.startswith(("/", "./", "../", "~")) or text in (".", "..") or os.path.isabs(text):  # noqa: PTH117 - Windows drives too
         return True
-    return Path(text).exists()
+    return os.path.exists(text)  # noqa: PTH110 - Path.exists raises on a name that is too long

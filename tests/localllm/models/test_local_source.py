@@ -157,3 +157,14 @@ def test_a_path_that_is_here_wins_over_a_repository(tmp_path, monkeypatch):
     assert parse_source("org/repo").text == str(tmp_path / "org" / "repo")
     assert parse_source("hf:org/repo").text == "hf:org/repo"
     assert parse_source("org/other").text == "hf:org/other"
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "é" * 300 + "/x"])
+def test_a_name_that_no_disk_takes_is_no_path(text):
+    with pytest.raises(UsageError):
+        parse_source(text)
+
+
+def test_a_path_that_no_disk_takes_is_an_error_for_a_person(store):
+    with pytest.raises(StoreError, match="cannot be read: File name too long"):
+        pull("/" + "a" * 5000, store)
