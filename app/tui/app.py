@@ -1,5 +1,7 @@
 """The terminal app."""
 
+import asyncio
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -77,8 +79,10 @@ class LocalLLMApp(App[None]):
         return ChatScreen(self.session, self._clock) if self._clock else ChatScreen(self.session)
 
     def on_mount(self) -> None:
-        """Keep the theme that a person picks."""
+        """Keep the theme that a person picks; leave in order when the terminal is closed."""
         self.theme_changed_signal.subscribe(self, self._save_theme)
+        for end in (signal.SIGHUP, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(end, self._leave)
 
     async def on_unmount(self) -> None:
         """However the app ends: save what is being written, and leave the server."""
@@ -128,9 +132,17 @@ class LocalLLMApp(App[None]):
         super().copy_to_clipboard(text)
         self.run_worker(partial(clipboard.copy, text), thread=True, group="clipboard")
 
+    def _leave(self) -> None:
+        self.run_worker(self.action_quit())
+
     def _save_picture(self) -> None:
-        self.home.exports.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.notify(f"Saved as {self.save_screenshot(path=str(self.home.exports))}", markup=False)
+        try:
+            self.home.exports.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = self.save_screenshot(path=str(self.home.exports))
+        except OSError as error:
+            self.notify(f"The picture could not be saved: {error}", severity="error", markup=False)
+        else:
+            self.notify(f"Saved as {file}", markup=False)
 
     def _save_theme(self, theme: Theme) -> None:
         try:

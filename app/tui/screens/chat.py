@@ -201,9 +201,9 @@ class ChatScreen(ConversationsScreen):
             pause = max(_FRAME, 2 * busy)
 
     async def _turn_ended(self, conversation_id: int) -> None:
-        self.status.doing = ""
         self.show_list()
         if conversation_id == self.conversation_id:
+            self.status.doing = ""
             for message_id in self.transcript.streaming:
                 await self.transcript.finish(self.store.message(message_id))
             self.show_speed()

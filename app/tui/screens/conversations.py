@@ -79,6 +79,8 @@ class ConversationsScreen(Screen[None]):
         if self.editing is not None:
             self.leave_edit()
         self._drafts[self.conversation_id] = self.prompt.text
+        if self.conversation_id in self.session.live:
+            self.status.doing = ""  # it told of the answer that is left
         self.conversation = None if conversation_id is None else self.store.get(conversation_id)
         self.prompt.put(self._drafts.pop(conversation_id, ""))
         await self.show_branch()

@@ -44,10 +44,10 @@ class KeyBar(Static):
         screen = self.screen
         shown = [active for active in screen.active_bindings.values() if active.binding.show and active.enabled]
         shown.sort(key=lambda active: active.node is not screen.focused)  # a stable sort: the rest keep their order
-        actions: set[str] = set()
+        words: set[str] = set()  # a key of the focused widget stands for the screen's key that does the same
         for active in shown:
-            if active.binding.action not in actions:
-                actions.add(active.binding.action)
+            if active.binding.description not in words:
+                words.add(active.binding.description)
                 key = self.app.get_key_display(active.binding).replace("Ctrl+", "^")
                 yield active.binding.id, Content.assemble((key, "$accent"), (f" {active.binding.description}", MUTED))
 

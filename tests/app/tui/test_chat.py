@@ -248,6 +248,8 @@ async def test_an_answer_goes_on_while_another_conversation_is_shown(app, client
         await pilot.press("enter")
         await wait_for(pilot, lambda: app.screen.status.doing.startswith("1 tokens"))
         await pilot.press("ctrl+n")
+        await pilot.pause()
+        assert app.screen.status.doing == ""
         await write(pilot, "Second")
         await pilot.press("enter")
         await wait_for(pilot, lambda: len(app.screen.session.live) == 1 and len(shown(app)) == 2)
