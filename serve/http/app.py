@@ -21,6 +21,7 @@ from serve.http.errors import HTTPError
 from serve.http.generation import GenerationRoutes
 from serve.http.guards import MAX_BODY, BodyGuard, HostGuard, KeyGuard, Keys
 from serve.http.replies import error_response
+from serve.http.tokens import TokenRoutes
 from serve.supervisor import Supervisor
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to read it
@@ -56,6 +57,7 @@ def create_app(
         stop: Makes the server finish and stop.
     """
     generation, embeddings = GenerationRoutes(supervisor), EmbeddingsRoutes(supervisor)
+    tokens = TokenRoutes(supervisor)
     catalogue, internal = CatalogueRoutes(store), InternalRoutes(supervisor, stop)
     app = Starlette(
         routes=[
@@ -64,6 +66,8 @@ def create_app(
             Route("/v1/chat/completions", generation.chat, methods=["POST"]),
             Route("/v1/completions", generation.completions, methods=["POST"]),
             Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
+            Route("/tokenize", tokens.tokenize, methods=["POST"]),
+            Route("/detokenize", tokens.detokenize, methods=["POST"]),
             Route("/health", internal.health, methods=["GET"]),
             Route("/internal/load", internal.load, methods=["POST"]),
             Route("/internal/shutdown", internal.shutdown, methods=["POST"]),

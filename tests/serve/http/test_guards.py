@@ -18,6 +18,8 @@ ROUTES = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
     ("GET", "/health"),
     ("POST", "/internal/load"),
     ("POST", "/internal/shutdown"),
