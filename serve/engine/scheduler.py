@@ -14,6 +14,7 @@ from localllm.errors import ContextLengthError, EngineBusyError, EngineError
 from serve.engine.backend import Backend
 from serve.engine.logprobs import token_logprob
 from serve.engine.lookup import Lookup
+from serve.engine.pace import Pace
 from serve.engine.prefix import MIN_SHARED, Parked, about_to_hold, adds_nothing, as_tokens, longest_prefix
 from serve.engine.request import Job, JobEvent, Running
 from serve.engine.text import TextStream
@@ -21,8 +22,6 @@ from serve.engine.types import Delta, Finished, FinishReason, PromptLogprobs, St
 
 log = logging.getLogger(__name__)
 
-# While others decode, a prompt enters in slices of at most this many tokens, so that they never wait long.
-_SLICE_WHILE_DECODING = 256
 # A prompt is admitted only when this much more than itself is free: answers grow.
 _HEADROOM = 32
 # A request waits for another one's prompt when at least this many tokens more can then be shared.
@@ -62,6 +61,7 @@ class Scheduler:
         self._parked: list[Parked] = []
         self._free = list(range(backend.n_seq - 1, -1, -1))
         self._hold = False  # after a request had to give way, none is admitted until another has ended
+        self._pace = Pace()
 
     @property
     def idle(self) -> bool:
@@ -111,6 +111,7 @@ class Scheduler:
         self._admit(events)
         if not self._running:
             return events
+        began = self._clock()
         self._fill_batch()
         while (code := self._backend.decode()) == 1:
             if not self._make_room():
@@ -120,8 +121,12 @@ class Scheduler:
             self._fill_batch(guess=False)
         if code != 0:
             raise EngineError(f"llama.cpp could not decode a batch (code {code}).")
-        for request in list(self._running):
+        batched = [request for request in self._running if request.n_batched]
+        n_decoding = sum(request.decoding for request in batched)
+        n_prefill = sum(request.n_batched for request in batched if not request.decoding)
+        for request in batched:
             self._advance(request, events)
+        self._pace.learn(n_decoding, n_prefill, self._clock() - began)
         return events
 
     # --- admission -------------------------------------------------------------------------------------------------
@@ -201,7 +206,7 @@ class Scheduler:
             request.n_batched = 1 + len(request.guesses)
             request.rows = range(last + 1 - request.n_batched, last + 1)
         if decoding:
-            room = min(room, _SLICE_WHILE_DECODING)
+            room = min(room, self._pace.slice())
         for request in self._running:
             if room and not request.decoding:
                 self._add_slice(request, min(room, request.n_pending))
@@ -242,8 +247,6 @@ class Scheduler:
     # --- what a batch gave -----------------------------------------------------------------------------------------
 
     def _advance(self, request: Running, events: list[JobEvent]) -> None:
-        if not request.n_batched:
-            return
         start = request.n_past
         request.n_past += request.n_batched
         rows = request.rows
