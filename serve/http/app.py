@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from localllm.errors import LocalLLMError
 from localllm.models.store import ModelStore
 from serve.http.activity import Activity, ActivityMeter
+from serve.http.anthropic import AnthropicRoutes
 from serve.http.catalogue import CatalogueRoutes, InternalRoutes
 from serve.http.disconnect import ClientGoneError
 from serve.http.embeddings import EmbeddingsRoutes
@@ -57,7 +58,7 @@ def create_app(
         stop: Makes the server finish and stop.
     """
     generation, embeddings = GenerationRoutes(supervisor), EmbeddingsRoutes(supervisor)
-    tokens = TokenRoutes(supervisor)
+    tokens, anthropic = TokenRoutes(supervisor), AnthropicRoutes(supervisor)
     catalogue, internal = CatalogueRoutes(store), InternalRoutes(supervisor, stop)
     app = Starlette(
         routes=[
@@ -66,6 +67,8 @@ def create_app(
             Route("/v1/chat/completions", generation.chat, methods=["POST"]),
             Route("/v1/completions", generation.completions, methods=["POST"]),
             Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
+            Route("/v1/messages", anthropic.messages, methods=["POST"]),
+            Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
             Route("/tokenize", tokens.tokenize, methods=["POST"]),
             Route("/detokenize", tokens.detokenize, methods=["POST"]),
             Route("/health", internal.health, methods=["GET"]),
@@ -89,9 +92,9 @@ def create_app(
     return app
 
 
-async def _localllm_error(_request: Request, error: Exception) -> Response:
+async def _localllm_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LocalLLMError)
-    return error_response(error)
+    return error_response(error, request.scope["path"])
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -103,7 +106,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         refusal = HTTPError(
             error.status_code, "not_found", "There is no such path.", "See the list in the documentation."
         )
-    response = error_response(refusal)
+    response = error_response(refusal, request.scope["path"])
     response.headers.update(error.headers or {})
     return response
 
@@ -112,6 +115,8 @@ async def _client_gone(_request: Request, _error: Exception) -> Response:
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
-async def _bug(_request: Request, _error: Exception) -> Response:
+async def _bug(request: Request, _error: Exception) -> Response:
     """Any other exception: Starlette raises it again after this answer, and it is logged with its traceback."""
-    return error_response(HTTPError(500, "server_failed", "The server failed.", "Its log has the details."))
+    return error_response(
+        HTTPError(500, "server_failed", "The server failed.", "Its log has the details."), request.scope["path"]
+    )

@@ -98,10 +98,10 @@ class HostGuard:
                 error = HTTPError(
                     403, "forbidden_host", "This Host header is not allowed.", "Use 127.0.0.1, or --allow-host.", "Host"
                 )
-                return await error_response(error)(scope, receive, send)
+                return await error_response(error, scope["path"])(scope, receive, send)
             if not all(_is_loopback_origin(origin) for origin in headers.getlist("origin")):
                 error = HTTPError(403, "forbidden_origin", "Web pages of other sites may not use this server.")
-                return await error_response(error)(scope, receive, send)
+                return await error_response(error, scope["path"])(scope, receive, send)
         return await self._app(scope, receive, send)
 
     def _host_allowed(self, given: list[str]) -> bool:
@@ -147,7 +147,7 @@ class KeyGuard:
                 error = HTTPError(
                     401, "invalid_api_key", "A valid key is needed.", "Send it as `Authorization: Bearer KEY`."
                 )
-                return await error_response(error)(scope, receive, send)
+                return await error_response(error, scope["path"])(scope, receive, send)
         return await self._app(scope, receive, send)
 
 
@@ -179,7 +179,7 @@ class BodyGuard:
         try:
             body = await self._read(Headers(scope=scope), receive)
         except LocalLLMError as error:
-            return await error_response(error)(scope, receive, send)
+            return await error_response(error, scope["path"])(scope, receive, send)
         if body is None:
             return None
         waiting = [body]

@@ -7,13 +7,14 @@ from starlette.responses import JSONResponse
 
 from localllm.errors import LocalLLMError
 from serve.engine.types import Usage
+from serve.http.dialects import dialect_of, error_body
 from serve.http.errors import describe
 
 
-def error_response(error: LocalLLMError) -> JSONResponse:
-    """``error`` in OpenAI's shape, with its status."""
+def error_response(error: LocalLLMError, path: str) -> JSONResponse:
+    """``error`` with its status, in the shape of the API that ``path`` belongs to."""
     reply = describe(error)
-    return JSONResponse(reply.body, reply.status, reply.headers)
+    return JSONResponse(error_body(dialect_of(path), reply), reply.status, reply.headers)
 
 
 def usage_fields(usages: Sequence[Usage], n: int = 1) -> dict[str, Any]:

@@ -5,7 +5,8 @@ A chunk is the bytes before the text, the text as a JSON string, and the bytes a
 """
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from starlette.responses import Response
@@ -13,8 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from localllm.errors import LocalLLMError
 from serve.engine.types import FinishReason, Usage
+from serve.http.dialects import error_body
 from serve.http.disconnect import ClientGoneError, unless_disconnected
-from serve.http.errors import HTTPError, describe
+from serve.http.errors import ErrorReply, HTTPError, describe
 from serve.http.replies import timing_fields, usage_fields
 
 DONE = b"data: [DONE]\n\n"
@@ -75,7 +77,7 @@ class ChunkWriter:
         return {"index": index, name: content, "logprobs": None, "finish_reason": reason}
 
     def _frame(self, choices: list[dict[str, Any]], **more: object) -> bytes:
-        return _event({**self._head, "choices": choices, **more})
+        return sse_event({**self._head, "choices": choices, **more})
 
     def _template(self, index: int) -> tuple[bytes, bytes]:
         content: object = {"content": _PLACE} if self._kind == "chat" else _PLACE
@@ -84,23 +86,43 @@ class ChunkWriter:
         return before, after
 
 
-def _event(record: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n\n"
+def sse_event(record: dict[str, Any], name: str = "") -> bytes:
+    """One server-sent event, with a name where the API names its events."""
+    head = f"event: {name}\n".encode("ascii") if name else b""
+    return head + b"data: " + json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n\n"
+
+
+@dataclass(frozen=True)
+class StreamStyle:
+    """How an API streams.
+
+    Attributes:
+        media_type: Of the whole answer.
+        error: The event that tells about an error in the middle.
+    """
+
+    media_type: str
+    error: Callable[[ErrorReply], bytes]
+
+
+OPENAI_STREAM = StreamStyle("text/event-stream", lambda reply: sse_event(error_body("openai", reply)))
 
 
 class EventStream(Response):
     """A streamed answer whose first event is known already, so its status is 200.
 
-    What goes wrong from here on is sent as an event in OpenAI's error shape, without ``[DONE]`` after it. A client that
-    goes away closes ``frames``, which cancels the request in the engine.
+    What goes wrong from here on is sent as an event in the API's error shape, and nothing after it. A client that goes
+    away closes ``frames``, which cancels the request in the engine.
 
     Args:
         first: The first event.
         frames: The others.
+        style: How the API streams.
     """
 
-    def __init__(self, first: bytes, frames: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
+    def __init__(self, first: bytes, frames: AsyncGenerator[bytes, None], style: StreamStyle) -> None:
+        super().__init__(media_type=style.media_type, headers={"cache-control": "no-store"})
+        self._style = style
         # The length is not known before the end.
         del self.headers["content-length"]
         self._first = first
@@ -122,10 +144,10 @@ class EventStream(Response):
             async for frame in self._frames:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
         except LocalLLMError as error:
-            await self._end(send, _event(describe(error).body))
+            await self._end(send, self._style.error(describe(error)))
         except Exception:
             # A bug: the client learns that the answer is not whole, the log gets the traceback.
-            await self._end(send, _event(describe(HTTPError(500, "server_failed", "The server failed.")).body))
+            await self._end(send, self._style.error(describe(HTTPError(500, "server_failed", "The server failed."))))
             raise
         else:
             await self._end(send, b"")
@@ -139,7 +161,9 @@ async def _first(frames: AsyncGenerator[bytes, None]) -> bytes:
     return await anext(frames)
 
 
-async def open_stream(receive: Receive, frames: AsyncGenerator[bytes, None]) -> EventStream:
+async def open_stream(
+    receive: Receive, frames: AsyncGenerator[bytes, None], style: StreamStyle = OPENAI_STREAM
+) -> EventStream:
     """Wait for the first event of ``frames``, so that an error before it still gets its own status.
 
     Raises:
@@ -151,4 +175,4 @@ async def open_stream(receive: Receive, frames: AsyncGenerator[bytes, None]) -> 
     except BaseException:
         await frames.aclose()
         raise
-    return EventStream(first, frames)
+    return EventStream(first, frames, style)

@@ -72,7 +72,8 @@ def text_of(
         if kind not in kinds:
             named = f"Parts of type {kind[:40]!r}" if isinstance(kind, str) else "Parts without a type"
             raise refuse("{named} are not supported, only text.", UNSUPPORTED, named=named)
-        if not isinstance(part.get("text"), str) or part.keys() - {"type", "text"} - also:
+        given = {name for name, value in part.items() if value is not None}
+        if not isinstance(part.get("text"), str) or given - {"type", "text"} - also:
             raise refuse("A text part has the fields `type` and `text`.")
         texts.append(part["text"])
     return "\n".join(texts)

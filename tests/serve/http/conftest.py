@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import anthropic
 import httpx2
 import openai
 import pytest
@@ -32,6 +33,11 @@ class Served:
     def openai(self, **options) -> openai.AsyncOpenAI:
         given = {"api_key": self.token, "base_url": f"{self.base_url}/v1", "max_retries": 0, **options}
         return openai.AsyncOpenAI(**given)
+
+    def anthropic(self, **options) -> anthropic.AsyncAnthropic:
+        return anthropic.AsyncAnthropic(
+            **{"api_key": self.token, "base_url": self.base_url, "max_retries": 0, **options}
+        )
 
     def http(self, **headers: str) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(

@@ -18,6 +18,8 @@ ROUTES = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/embeddings"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/health"),
@@ -30,6 +32,8 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
 def code(response) -> str:
     error = response.json()["error"]
+    if isinstance(error, str):  # Ollama's shape
+        error = {**response.json(), "message": error}
     assert set(error) >= {"message", "type", "param", "code"}
     return error["code"]
 
