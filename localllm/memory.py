@@ -14,6 +14,8 @@ _N_SEQUENCES = 16  # whose logits the engine keeps
 _PROCESS = 64 << 20  # Python, llama.cpp and the vocabulary: 40 to 60 MiB measured
 _STEP = 256  # llama.cpp rounds n_ctx up to this
 _USUAL_CONTEXT = 8192
+# Bytes of one element in the KV cache, by the setting kv_type: Q8_0 keeps a scale of 2 bytes for every 32 elements.
+KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _POLL_SECONDS = 0.05
 # Exit code of a server that found another one running: whoever started it uses that one.
 ALREADY_RUNNING = 3
 # What the server needs to know of the settings; the others (the system prompt) are nobody's business in a process list.
-_PASSED_ON = frozenset({"ctx", "threads", "gpu_layers", "memory_gb", "keep_alive", "log_level"})
+_PASSED_ON = frozenset({"ctx", "threads", "gpu_layers", "kv_type", "guess", "memory_gb", "keep_alive", "log_level"})
 
 
 class ServerRunningError(ServerError):

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from localllm.errors import EngineBusyError, ModelNotFoundError, RequestError, ServerError, UsageError
 from localllm.gguf_header import read_gguf_parts
-from localllm.memory import Fit, MachineMemory, require_fit
+from localllm.memory import KV_BYTES, Fit, MachineMemory, require_fit
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from localllm.settings import Settings
@@ -74,7 +74,7 @@ class Supervisor:
 
     Args:
         store: Where models are.
-        settings: ``ctx``, ``threads`` and ``gpu_layers`` are used.
+        settings: ``ctx``, ``threads``, ``gpu_layers``, ``kv_type`` and ``guess`` are used.
         machine: Tells the memory of this machine; called at every load.
         start_engine: Starts a model's process.
         logs: Directory for the engines' log files.
@@ -182,6 +182,8 @@ class Supervisor:
                 n_ctx=fit.n_ctx,
                 n_threads=self._settings.threads,
                 n_gpu_layers=self._settings.gpu_layers,
+                kv_type=self._settings.kv_type,
+                n_guess=self._settings.guess,
             )
             log_path = self._logs / f"engine-{slot.manifest.name}-{slot.manifest.variant}.log"
             began = time.monotonic()
@@ -205,7 +207,8 @@ class Supervisor:
                 "model",
             )
         paths = self._store.paths(manifest)
-        return paths[0], require_fit(read_gguf_parts(paths), machine, self._settings.ctx)
+        kv_bytes = KV_BYTES[self._settings.kv_type]
+        return paths[0], require_fit(read_gguf_parts(paths), machine, self._settings.ctx, kv_bytes=kv_bytes)
 
     async def _bury_dead(self) -> None:
         """Forget engines whose process has ended, so that their memory counts as free."""

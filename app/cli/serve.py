@@ -25,6 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ctx", type=int, help="context length in tokens; 0 chooses by the model and the memory")
     parser.add_argument("--threads", type=int, help="CPU threads; 0 chooses by the machine")
     parser.add_argument("--gpu-layers", type=int, help="layers on the GPU; -1 is all of them, 0 none")
+    parser.add_argument("--kv-type", choices=("f16", "q8_0"), help="of the KV cache; q8_0 takes half the memory (f16)")
+    parser.add_argument("--guess", type=int, help="tokens guessed at once from the text so far (8); 0 never guesses")
     parser.add_argument(
         "--api-key", help="clients must send this key; better set LOCALLLM_API_KEY, which no process list shows"
     )
@@ -36,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, home: Home) -> int:
     """Serve until Ctrl-C."""
-    names = ("host", "port", "ctx", "threads", "gpu_layers")
+    names = ("host", "port", "ctx", "threads", "gpu_layers", "kv_type", "guess")
     settings = load_settings(home.settings_file, flags={name: getattr(args, name) for name in names})
     api_key = os.environ.get("LOCALLLM_API_KEY", "") if args.api_key is None else args.api_key
     if args.api_key is not None and not api_key.strip():

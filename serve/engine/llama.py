@@ -235,9 +235,10 @@ class LlamaContext:
             params.pooling_type = pooling
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
+            where = "" if kv_type == "f16" else f", or this model cannot keep its KV cache in {kv_type}"
             raise EngineLoadError(
-                f"There is not enough memory for a context of {n_ctx or model.n_ctx_train} tokens.",
-                "Load the model with a smaller --ctx.",
+                f"There is not enough memory for a context of {n_ctx or model.n_ctx_train} tokens{where}.",
+                "Load the model with a smaller --ctx." if kv_type == "f16" else "Try --kv-type f16 or a smaller --ctx.",
             )
         self._memory: Any = lib.llama_get_memory(self.handle)
         self.n_ctx: int = lib.llama_n_ctx_seq(self.handle)

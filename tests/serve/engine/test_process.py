@@ -10,7 +10,7 @@ import pytest
 
 from localllm.errors import ContextLengthError, EngineDiedError, EngineLoadError, RequestError
 from serve.engine.process import start_engine
-from serve.engine.types import Delta, EngineSpec, Finished, GenerateRequest, SamplingParams, Started
+from serve.engine.types import Delta, EngineSpec, Finished, GenerateRequest, PromptLogprobs, SamplingParams, Started
 
 pytestmark = pytest.mark.model
 
@@ -176,6 +176,68 @@ async def test_generation_goes_on_after_embeddings(engine):
     text, _, finished = await stream
     assert text
     assert finished.usage.n_completion == 60 or finished.reason == "stop"
+
+
+async def test_a_cache_in_eight_bits_answers_alike(starter_path, tmp_path, engine):
+    spec = EngineSpec(path=str(starter_path), n_ctx=2048, kv_type="q8_0")
+    small = await start_engine(spec, log_path=tmp_path / "small.log")
+    try:
+        text, _, _ = await answer(small, ask("What is the capital of France?", max_tokens=8))
+        plain, _, _ = await answer(engine, ask("What is the capital of France?", max_tokens=8))
+        assert text == plain
+    finally:
+        await small.close()
+    assert "q8_0" in (tmp_path / "small.log").read_text()
+
+
+async def test_guesses_do_not_change_greedy_text(starter_path, tmp_path):
+    request = GenerateRequest(prompt="one two three four five six seven " * 6, sampling=GREEDY, max_tokens=48)
+    texts = []
+    for n_guess in (0, 8):
+        spec = EngineSpec(path=str(starter_path), n_ctx=1024, n_guess=n_guess)
+        engine = await start_engine(spec, log_path=tmp_path / "engine.log")
+        texts.append((await answer(engine, request))[0])
+        await engine.close()
+    assert texts[0] == texts[1]
+
+
+async def test_logprobs_are_llama_cpps_own(engine, starter_path):
+    import llama_cpp
+
+    text = "The capital of France is Paris"
+    request = GenerateRequest(prompt=text, sampling=GREEDY, max_tokens=0, n_logprobs=3, prompt_logprobs=True)
+    (event,) = [event async for event in engine.generate(request) if isinstance(event, PromptLogprobs)]
+    told = event.tokens
+    own = llama_cpp.Llama(str(starter_path), n_ctx=512, logits_all=True, flash_attn=True, verbose=False)
+    tokens = own.tokenize(text.encode(), add_bos=False)
+    own.eval(tokens)
+    logits = own.scores[: len(tokens)].astype(np.float64)
+    own.close()
+    logprobs = (
+        logits
+        - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - logits.max(-1, keepdims=True)
+    )
+    assert [item.token for item in told] == tokens
+    wanted = [logprobs[i, token] for i, token in enumerate(tokens[1:])]
+    np.testing.assert_allclose([item.logprob for item in told[1:]], wanted, atol=2e-3)
+    assert all(len(item.top) == 3 and item.top[0][1] >= item.top[1][1] for item in told[1:])
+
+
+async def test_bias_and_tokenize(engine):
+    tokens = await engine.tokenize("Gravity <|im_end|>")
+    assert 2 in tokens
+    assert 2 not in await engine.tokenize("Gravity <|im_end|>", parse_special=False)
+    assert await engine.detokenize(tokens) == "Gravity <|im_end|>"
+    with pytest.raises(RequestError, match="vocabulary"):
+        await engine.detokenize([10**9])
+    banned = SamplingParams(temperature=0, logit_bias=((tokens[0], -100.0),))
+    plain, _, _ = await answer(engine, ask("What is gravity?", max_tokens=4))
+    other, _, _ = await answer(engine, ask("What is gravity?", max_tokens=4, sampling=banned))
+    assert plain.startswith("Gravity")
+    assert not other.startswith("Gravity")
+    with pytest.raises(RequestError, match="vocabulary"):
+        await answer(engine, ask("x", sampling=SamplingParams(logit_bias=((10**9, 1.0),))))
 
 
 async def test_kill_in_the_middle_of_an_answer(engine):
