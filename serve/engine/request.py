@@ -1,14 +1,17 @@
 """A request inside the scheduler."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from localllm.errors import LocalLLMError
-from serve.engine.backend import Chain
 from serve.engine.lookup import Lookup
 from serve.engine.text import TextStream
 from serve.engine.types import Delta, Finished, PromptLogprobs, SamplingParams, Started, TokenLogprob
+
+if TYPE_CHECKING:
+    from serve.engine.backend import Chain  # imports llama.cpp, which the MLX engine's process does without
 
 Tokens = np.ndarray[tuple[int], np.dtype[np.int32]]
 
@@ -69,7 +72,7 @@ class Running:
 
     job: Job
     tokens: list[int]
-    chain: Chain
+    chain: "Chain"
     text: TextStream
     lookup: Lookup
     prompt: Tokens

@@ -12,7 +12,9 @@ class EngineSpec:
     """How a model is to be loaded.
 
     Attributes:
-        path: The GGUF file.
+        path: The GGUF file; for ``mlx`` the model's directory.
+        engine: The library that runs it: ``llama`` for GGUF, ``mlx`` for safetensors.
+        adapter: Directory of a LoRA adapter as mlx-lm's trainer writes it; empty for none. ``mlx`` only.
         n_ctx: Tokens in the KV cache, shared by all requests (unified); 0 takes the model's own context length.
         n_batch: Tokens in one call of ``llama_decode`` at most; also the longest slice of a prompt between two
             steps of the other requests.
@@ -25,6 +27,8 @@ class EngineSpec:
     """
 
     path: str
+    engine: Literal["llama", "mlx"] = "llama"
+    adapter: str = ""
     n_ctx: int = 0
     n_batch: int = 512
     n_parallel: int = 16

@@ -19,7 +19,7 @@ from typing import Any
 
 from localllm.errors import ContextLengthError, LocalLLMError, RequestError
 from serve.engine import wire
-from serve.engine.loaded import LoadedModel
+from serve.engine.model import Model
 from serve.engine.request import Job
 from serve.engine.types import EngineSpec, GenerateRequest
 
@@ -59,7 +59,7 @@ class Channel:
 class EngineThread:
     """Runs tasks and steps of the scheduler, in the one thread that may touch llama.cpp's contexts."""
 
-    def __init__(self, model: LoadedModel, channel: Channel) -> None:
+    def __init__(self, model: Model, channel: Channel) -> None:
         self._model = model
         self._channel = channel
         self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
@@ -90,7 +90,7 @@ class EngineThread:
 class Worker:
     """Reads requests and hands them to the engine thread."""
 
-    def __init__(self, model: LoadedModel, channel: Channel, engine: EngineThread) -> None:
+    def __init__(self, model: Model, channel: Channel, engine: EngineThread) -> None:
         self._model = model
         self._channel = channel
         self._engine = engine
@@ -168,7 +168,7 @@ def main() -> int:
     if first is None:
         return 0
     try:
-        model = LoadedModel(EngineSpec(**first["load"]))
+        model = _load(EngineSpec(**first["load"]))
     except LocalLLMError as error:
         channel.send({"failed": wire.error_to_wire(error)})
         return 1
@@ -179,6 +179,17 @@ def main() -> int:
     Worker(model, channel, engine).serve()
     # The engine thread may be deep in a long batch whose result nobody waits for.
     os._exit(0)
+
+
+def _load(spec: EngineSpec) -> Model:
+    # Deferred: a process imports only the library that runs its model (llama_cpp 0.2 s, mlx-lm 2 s).
+    if spec.engine == "mlx":
+        from serve.engine.mlx_model import MLXModel
+
+        return MLXModel(spec)
+    from serve.engine.loaded import LoadedModel
+
+    return LoadedModel(spec)
 
 
 def _run_or_die(run: Task) -> None:

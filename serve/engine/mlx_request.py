@@ -1,0 +1,71 @@
+"""A request inside the MLX scheduler."""
+
+from dataclasses import dataclass, field
+
+from serve.engine.request import Job, JobEvent
+from serve.engine.text import TextStream
+from serve.engine.types import Delta, Finished, FinishReason, TokenLogprob, Usage
+
+
+@dataclass(eq=False)
+class Running:
+    """A request that is in mlx-lm's hands, or waits to be (again).
+
+    Attributes:
+        job: What was asked.
+        tokens: The prompt, then what was generated.
+        text: Turns its tokens into text.
+        arrived: When it was asked, in the scheduler's clock.
+        n_cached: Tokens whose KV was there when it was first admitted.
+        started: It was admitted before.
+        first_token: When it got its first token; 0 before.
+        logprobs: Those of generated tokens that no Delta has told of.
+        n_told: Generated tokens that a Delta has told of.
+    """
+
+    job: Job
+    tokens: list[int]
+    text: TextStream
+    arrived: float
+    n_cached: int = 0
+    started: bool = False
+    first_token: float = 0.0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    n_told: int = 0
+
+    @property
+    def n_generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - len(self.job.prompt)
+
+    @property
+    def n_left(self) -> int | None:
+        """Tokens that it may still generate; None when only the context bounds them."""
+        return None if self.job.max_tokens is None else self.job.max_tokens - self.n_generated
+
+    def feed(self, piece: bytes) -> list[JobEvent]:
+        """Take the bytes of a new token; the Delta that follows, if any text is certain."""
+        return self._tell(self.text.feed(piece))
+
+    def end(self, reason: FinishReason, now: float) -> list[JobEvent]:
+        """The last Delta, if text was held back, and Finished."""
+        return [*self._tell(self.text.finish()), (self.job.id, self._finished(reason, now))]
+
+    def _tell(self, text: str) -> list[JobEvent]:
+        if not text and not (self.logprobs and self.text.stopped):
+            return []
+        delta = Delta(text, self.n_generated - self.n_told, tuple(self.logprobs))
+        self.n_told = self.n_generated
+        self.logprobs.clear()
+        return [(self.job.id, delta)]
+
+    def _finished(self, reason: FinishReason, now: float) -> Finished:
+        first = self.first_token or now
+        usage = Usage(
+            n_prompt=len(self.job.prompt),
+            n_cached=self.n_cached,
+            n_completion=self.n_generated,
+            prompt_seconds=first - self.arrived,
+            decode_seconds=now - first,
+        )
+        return Finished(reason, usage)

@@ -1,0 +1,262 @@
+"""Continuous batching on mlx-lm's ``BatchGenerator``: requests join and leave between its steps.
+
+mlx-lm keeps a batch as one array padded to its longest row, so a batch of n requests takes n times the longest. That
+product is what admission reckons with; when answers have grown past it, the youngest request gives way and comes back
+later. What finished requests leave is kept, as far as there is room, for the next one that begins alike.
+"""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import BatchGenerator, StopSequences
+from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
+
+from localllm.errors import ContextLengthError, EngineBusyError
+from serve.engine.logprobs import token_logprob
+from serve.engine.mlx_request import Running
+from serve.engine.mlx_sampler import TokenSampler
+from serve.engine.mlx_vocabulary import Vocabulary
+from serve.engine.mlx_weights import Weights
+from serve.engine.request import Job, JobEvent
+from serve.engine.text import TextStream
+from serve.engine.types import FinishReason, PromptLogprobs, Started, TokenLogprob
+
+log = logging.getLogger(__name__)
+
+# While others decode, prompts enter in slices of at most this many tokens together, so that they never wait long.
+_SLICE_WHILE_DECODING = 256
+# A request is admitted only when this much more than its prompt is free: answers grow.
+_HEADROOM = 32
+# Prompts that are read together.
+_N_PROMPTS = 8
+# Prefixes kept at most; their bytes are bounded too.
+_N_KEPT = 32
+
+
+class MLXScheduler:
+    """Runs jobs on a model. Used by one thread only; :meth:`step` gives each running job one token.
+
+    Args:
+        weights: The model.
+        vocabulary: Its tokens.
+        n_ctx: Tokens that one request may use, and all together, padding included.
+        n_batch: Tokens of prompts that enter in one step at most.
+        n_parallel: Jobs that run together at most.
+        max_waiting: Jobs that wait at most; one more is refused.
+        clock: Seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        vocabulary: Vocabulary,
+        *,
+        n_ctx: int,
+        n_batch: int,
+        n_parallel: int,
+        max_waiting: int = 256,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._weights = weights
+        self._vocabulary = vocabulary
+        self._n_ctx = n_ctx
+        self._n_batch = n_batch
+        self._n_parallel = n_parallel
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._waiting: deque[Running] = deque()
+        self._running: dict[int, Running] = {}  # by mlx-lm's uid, in order of admission
+        self._kept: Any = LRUPromptCache(_N_KEPT)
+        self._generator: Any = BatchGenerator(
+            weights.model,
+            completion_batch_size=n_parallel,
+            prefill_batch_size=min(_N_PROMPTS, n_parallel),
+            prefill_step_size=n_batch,
+        )
+        self._stop = StopSequences([(token,) for token in sorted(vocabulary.end_tokens)])
+        self._never_stop = StopSequences()
+        self._hold = False  # after a request had to give way, none is admitted until another has ended
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs and nothing waits."""
+        return not self._running and not self._waiting
+
+    def submit(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            ContextLengthError: Its prompt leaves no room for one token of answer.
+            EngineBusyError: Too many wait.
+            RequestError: A sampling option does not suit the model.
+        """
+        if len(job.prompt) >= self._n_ctx:
+            raise ContextLengthError(len(job.prompt), self._n_ctx)
+        if len(self._waiting) >= self._max_waiting:
+            raise EngineBusyError(f"{len(self._waiting)} requests are waiting already.", "Try again in a moment.")
+        TokenSampler(job.sampling, self._weights.n_vocab)  # refuses now what it would refuse later
+        self._waiting.append(Running(job, list(job.prompt), TextStream(job.stop), self._clock()))
+
+    def cancel(self, job_id: int) -> None:
+        """Forget a job, running or waiting; one that has ended is no error."""
+        for request in self._waiting:
+            if request.job.id == job_id:
+                self._waiting.remove(request)
+                return
+        for uid, request in self._running.items():
+            if request.job.id == job_id:
+                self._leave(uid, request)
+                return
+
+    def step(self) -> list[JobEvent]:
+        """Admit, decode one token for each, read a slice of the prompts; the events of all jobs it touched."""
+        events: list[JobEvent] = []
+        self._admit(events)
+        self._make_room()
+        if not self._running:
+            return events
+        # With nobody to keep waiting a slice may be long; mlx-lm reads this size at every step.
+        n_reading = sum(not request.n_generated for request in self._running.values())
+        slice_size = self._n_batch if n_reading == len(self._running) else _SLICE_WHILE_DECODING
+        self._generator.prefill_step_size = max(1, min(slice_size, self._n_batch) // max(1, n_reading))
+        _, answers = self._generator.next()
+        for answer in answers:
+            self._advance(answer, events)
+        return events
+
+    # --- admission -------------------------------------------------------------------------------------------------
+
+    def _admit(self, events: list[JobEvent]) -> None:
+        while self._waiting and len(self._running) < self._n_parallel:
+            request = self._next_in_turn()
+            if self._running and (self._hold or self._cells(request) > self._n_ctx):
+                return
+            self._waiting.remove(request)
+            self._start(request, events)
+
+    def _next_in_turn(self) -> Running:
+        """Who waits longest among those whose client has the fewest requests running."""
+        busy = Counter(request.job.client for request in self._running.values())
+        return min(self._waiting, key=lambda request: busy[request.job.client])
+
+    def _cells(self, another: Running | None = None) -> int:
+        """Tokens of KV that the running requests and ``another`` take: rows, each as long as the longest."""
+        lengths = [len(request.tokens) + 1 for request in self._running.values()]
+        if another is not None:
+            lengths.append(len(another.tokens) + _HEADROOM)
+        return len(lengths) * max(lengths, default=0)
+
+    def _start(self, request: Running, events: list[JobEvent]) -> None:
+        """Hand a request to mlx-lm, with the longest beginning whose KV is kept."""
+        job = request.job
+        known: list[TokenLogprob] | None = None
+        if job.prompt_logprobs and not request.started:
+            known, cache = self._score_prompt(job)
+            n_shared = len(request.tokens) - 1 if cache is not None else 0
+        else:
+            cache, rest = self._kept.fetch_nearest_cache(job.client, request.tokens[:-1])
+            n_shared = len(request.tokens) - 1 - len(rest) if cache is not None else 0
+        if not request.started:
+            request.started = True
+            request.n_cached = 0 if known is not None else n_shared
+            events.append((job.id, Started(len(job.prompt), request.n_cached)))
+        if known is not None:
+            events.append((job.id, PromptLogprobs(tuple(known))))
+            if job.max_tokens == 0:
+                events += request.end("length", self._clock())
+                return
+        sampler = TokenSampler(job.sampling, self._weights.n_vocab, request.n_generated)
+        [uid] = self._generator.insert(
+            [request.tokens[n_shared:]],
+            max_tokens=[self._n_left(request)],
+            caches=[cache],
+            all_tokens=[request.tokens[:n_shared]],
+            # None is mlx-lm's own greedy sampler, which takes a whole batch at once.
+            samplers=[None if sampler.plain_greedy else sampler],
+            logits_processors=[[sampler.observe] if sampler.observes else None],
+            stop_sequences=[self._never_stop if job.ignore_eos else self._stop],
+        )
+        self._running[uid] = request
+
+    def _n_left(self, request: Running) -> int:
+        n_left = self._n_ctx - len(request.tokens)
+        return n_left if request.n_left is None else min(n_left, request.n_left)
+
+    def _score_prompt(self, job: Job) -> tuple[list[TokenLogprob], Any]:
+        """The prompt's own log-probabilities, and the KV of all but its last token (None when it has no other).
+
+        All in one go: the others wait, which is right for what this is for (evaluation) and for nothing else.
+        """
+        text, n_top = self._vocabulary.token_text, job.n_logprobs or 0
+        known = [TokenLogprob(job.prompt[0], text(job.prompt[0]), None)]
+        if len(job.prompt) == 1:
+            return known, None
+        cache = make_prompt_cache(self._weights.model)
+        with mx.stream(self._generator.stream):
+            for start in range(0, len(job.prompt) - 1, self._n_batch):
+                piece = job.prompt[start : min(start + self._n_batch, len(job.prompt) - 1)]
+                logits = self._weights.model(mx.array([piece]), cache=cache)[0].astype(mx.float32)
+                mx.eval(logits, [layer.state for layer in cache])
+                following = job.prompt[start + 1 : start + 1 + len(piece)]
+                known += [
+                    token_logprob(row, token, n_top, text)
+                    for row, token in zip(np.array(logits), following, strict=True)
+                ]
+        return known, cache
+
+    def _make_room(self) -> None:
+        """Let the youngest give way until the others have room; forget what is kept but has none."""
+        while len(self._running) > 1 and self._cells() > self._n_ctx:
+            uid = max(self._running, key=lambda uid: self._running[uid].arrived)
+            request = self._running.pop(uid)
+            log.info("the cache is full: request %d gives way after %d tokens", request.job.id, len(request.tokens))
+            self._generator.remove([uid])
+            self._waiting.appendleft(request)
+            self._hold = True
+        self._kept.trim_to(n_bytes=(self._n_ctx - self._cells()) * self._weights.kv_bytes)
+
+    # --- what a step gave ------------------------------------------------------------------------------------------
+
+    def _advance(self, answer: Any, events: list[JobEvent]) -> None:
+        request = self._running[answer.uid]
+        if request.n_generated == 0:
+            request.first_token = self._clock()
+        request.tokens.append(answer.token)
+        if request.job.n_logprobs is not None:
+            row = np.array(answer.logprobs.astype(mx.float32))
+            n_top = request.job.n_logprobs
+            request.logprobs.append(token_logprob(row, answer.token, n_top, self._vocabulary.token_text))
+        reason: FinishReason | None = answer.finish_reason
+        if reason != "stop":
+            shown = answer.token in request.job.shown
+            piece = self._vocabulary.token_text if shown else self._vocabulary.piece
+            events += request.feed(piece(answer.token))
+            if request.text.stopped:
+                reason = "stop"
+        if reason is None:
+            return
+        if answer.finish_reason is None:  # a stop string, of which mlx-lm knows nothing
+            self._leave(answer.uid, request)
+        else:
+            self._keep(request, answer.prompt_cache, answer.all_tokens)
+            del self._running[answer.uid]
+            self._hold = False
+        events += request.end(reason, self._clock())
+
+    def _leave(self, uid: int, request: Running) -> None:
+        """Take a request that has not ended out of the batch, and keep what it leaves if it has begun to answer."""
+        if request.n_generated:
+            caches = self._generator.remove([uid], return_prompt_caches=True)
+            self._keep(request, *caches[uid])
+        else:
+            self._generator.remove([uid])
+        del self._running[uid]
+        self._hold = False
+
+    def _keep(self, request: Running, cache: Any, tokens: list[int]) -> None:
+        self._kept.insert_cache(request.job.client, tokens, cache)

@@ -1,0 +1,86 @@
+"""What the worker asks of a loaded model, whichever library runs it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from serve.engine.request import Job, JobEvent
+from serve.engine.types import Embeddings, EngineInfo, GenerateRequest
+
+if TYPE_CHECKING:
+    from serve.engine.constrained import TokenMatcher  # imports llama.cpp
+
+
+class Batching(Protocol):
+    """Runs jobs together, step by step; used by the engine thread only."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs and nothing waits."""
+
+    def submit(self, job: Job) -> None:
+        """Queue a job.
+
+        Raises:
+            ContextLengthError: Its prompt leaves no room for one token of answer.
+            EngineBusyError: Too many wait.
+            RequestError: An option does not suit the model.
+        """
+
+    def cancel(self, job_id: int) -> None:
+        """Forget a job, running or waiting; one that has ended is no error."""
+
+    def step(self) -> list[JobEvent]:
+        """One step for every running job; the events of all jobs it touched."""
+
+
+class Model(Protocol):
+    """A model in memory."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it says about itself."""
+
+    @property
+    def scheduler(self) -> Batching | None:
+        """Runs its jobs; None for a model that makes embeddings only."""
+
+    @property
+    def n_ctx_embedding(self) -> int:
+        """Tokens of the longest input that can be embedded."""
+
+    def tokenize(self, request: GenerateRequest) -> Sequence[int]:
+        """The prompt's token ids.
+
+        Raises:
+            RequestError: No template, a template that refuses, or a token id outside the vocabulary.
+        """
+
+    def shown(self, texts: Sequence[str]) -> frozenset[int]:
+        """The special tokens that ``texts`` name; texts that are no token of this vocabulary name none."""
+
+    def matcher(self, request: GenerateRequest) -> "TokenMatcher | None":
+        """A matcher for the answer, where its form is constrained.
+
+        Raises:
+            RequestError: The constraint cannot be used.
+        """
+
+    def tokenize_text(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of any text, with BOS where the tokenizer adds one, with special tokens read as such or not."""
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens included.
+
+        Raises:
+            RequestError: An id is outside the vocabulary.
+        """
+
+    def tokenize_for_embedding(self, item: str | Sequence[int]) -> Sequence[int]:
+        """The token ids of one input of :meth:`embed`.
+
+        Raises:
+            RequestError: An empty input, a token id outside the vocabulary, or an engine that makes no embeddings.
+        """
+
+    def embed(self, inputs: Sequence[Sequence[int]]) -> Embeddings:
+        """Embed tokenized inputs. Engine thread only."""
