@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from serve.engine.constrained import Candidates
+from serve.engine.constraint_types import TokenMatcher
 from serve.engine.llama import LlamaContext, LlamaModel, SamplerChain
 from serve.engine.logprobs import Logits
 from serve.engine.types import SamplingParams
@@ -48,8 +50,12 @@ class Backend(Protocol):
     def chain(self, params: SamplingParams, prompt: Sequence[int]) -> Chain:
         """A new sampler."""
 
-    def sample(self, chain: Chain, row: int) -> int:
-        """Choose a token from the logits of ``row``."""
+    def sample(self, chain: Chain, row: int, matcher: TokenMatcher | None = None) -> int:
+        """Choose a token from the logits of ``row``, one that ``matcher`` allows.
+
+        Raises:
+            RequestError: The matcher's grammar has become too complex.
+        """
 
     def logits(self, row: int) -> Logits:
         """The logits of ``row``, float32 of shape (n_vocab,); valid until the next batch."""
@@ -86,6 +92,7 @@ class LlamaBackend:
         self.decode = context.decode
         self.piece = model.piece
         self.token_text = model.token_text
+        self._candidates = Candidates(model.n_vocab)
         self.is_eog = model.is_eog
 
     def share(self, source: int, target: int, n: int) -> bool:
@@ -108,7 +115,9 @@ class LlamaBackend:
         """As in :class:`Backend`."""
         return self._context.logits(row, self._model.n_vocab)
 
-    def sample(self, chain: Chain, row: int) -> int:
+    def sample(self, chain: Chain, row: int, matcher: TokenMatcher | None = None) -> int:
         """As in :class:`Backend`."""
         assert isinstance(chain, SamplerChain)
+        if matcher is not None:
+            return self._candidates.sample(chain.handle, self.logits(row), matcher)
         return chain.sample(self._context, row)

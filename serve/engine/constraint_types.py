@@ -1,7 +1,10 @@
 """What an answer must look like, as data: cheap to import, sent over the engine's pipe as it is."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ConstraintKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf"]
 
@@ -21,3 +24,28 @@ class Constraint:
     kind: ConstraintKind
     text: str = ""
     lenient: bool = False
+
+
+class TokenMatcher(Protocol):
+    """Where one answer stands in its grammar; :class:`serve.engine.constraints.Matcher` is llama.cpp's."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Nothing may follow any more."""
+
+    def allows(self, token: int) -> bool:
+        """Whether ``token`` may come next."""
+
+    def accept(self, token: int) -> None:
+        """Take ``token``, which must be allowed.
+
+        Raises:
+            RequestError: The grammar has become too complex.
+        """
+
+    def allowed(self) -> "np.ndarray[Any, np.dtype[np.intp]]":
+        """The ids of all tokens that may come next; never empty before the end.
+
+        Raises:
+            RequestError: The grammar has become too complex.
+        """

@@ -37,7 +37,7 @@ _NAMES = {
 }
 
 
-class Vocabulary:
+class GrammarVocabulary:
     """A model's tokens as llguidance wants them. Making one takes 0.3 s for 50,000 tokens, so it is made once.
 
     A token counts as special here exactly where the engine shows no text for it, so what a grammar matches is what the

@@ -15,11 +15,16 @@ _MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}", re.DOTALL)
 _MARKERS = str.maketrans("", "", _OPEN + _CLOSE)
 
 
+def mark_message(message: dict[str, Any], find_specials: Callable[[str], Sequence[str]]) -> dict[str, Any]:
+    """``message`` with the specials in all it says marked; its ``role`` is not text."""
+    return {name: value if name == "role" else mark_specials(value, find_specials) for name, value in message.items()}
+
+
 def mark_specials(value: Any, find_specials: Callable[[str], Sequence[str]]) -> Any:
     """``value`` with every special text inside its strings put between markers.
 
     Args:
-        value: A message, or any JSON value inside one; ``role`` is left as it is.
+        value: Any JSON value; the names in its objects are text too.
         find_specials: The special texts that the tokenizer would find in a string.
     """
     match value:
@@ -31,7 +36,9 @@ def mark_specials(value: Any, find_specials: Callable[[str], Sequence[str]]) -> 
             pattern = "|".join(map(re.escape, specials))
             return re.sub(pattern, lambda found: _OPEN + found.group() + _CLOSE, text)
         case dict():
-            return {k: v if k == "role" else mark_specials(v, find_specials) for k, v in value.items()}
+            return {
+                mark_specials(name, find_specials): mark_specials(item, find_specials) for name, item in value.items()
+            }
         case list() | tuple():
             return [mark_specials(item, find_specials) for item in value]
         case _:

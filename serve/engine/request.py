@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from localllm.errors import LocalLLMError
+from serve.engine.constraint_types import TokenMatcher
 from serve.engine.lookup import Lookup
 from serve.engine.text import TextStream
 from serve.engine.types import Delta, Finished, PromptLogprobs, SamplingParams, Started, TokenLogprob
@@ -30,6 +31,8 @@ class Job:
         prompt_logprobs: Report the prompt's log-probabilities.
         ignore_eos: Go on after the end of a turn.
         client: Whose it is.
+        shown: Special tokens whose text is part of the answer.
+        matcher: At the beginning of the answer's grammar; belongs to this job alone.
     """
 
     id: int
@@ -41,6 +44,8 @@ class Job:
     prompt_logprobs: bool = False
     ignore_eos: bool = False
     client: str = ""
+    shown: frozenset[int] = frozenset()
+    matcher: TokenMatcher | None = None
 
 
 JobEvent = tuple[int, Started | PromptLogprobs | Delta | Finished | LocalLLMError]

@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
-from localllm.errors import ContextLengthError, EngineBusyError, EngineError
+from localllm.errors import ContextLengthError, EngineBusyError, EngineError, RequestError
 from serve.engine.backend import Backend
 from serve.engine.logprobs import token_logprob
 from serve.engine.lookup import Lookup
@@ -256,7 +256,13 @@ class Scheduler:
                 self._finish(request, "length", events)
                 return
         for place, row in enumerate(rows):
-            token = self._sample(request, row)
+            try:
+                token = self._sample(request, row)
+            except RequestError as error:  # its grammar has become too complex; the others go on
+                self._take_back(request, place)
+                self._retire(request)
+                events.append((request.job.id, error))
+                return
             reason = self._take_token(request, token, events)
             if reason is not None:
                 self._take_back(request, place)
@@ -276,12 +282,15 @@ class Scheduler:
 
     def _sample(self, request: Running, row: int) -> int:
         n_logprobs = request.job.n_logprobs
+        matcher = request.job.matcher
         if n_logprobs is None:
-            token = self._backend.sample(request.chain, row)
+            token = self._backend.sample(request.chain, row, matcher)
         else:
             logits = self._backend.logits(row).copy()  # sampling may write into them
-            token = self._backend.sample(request.chain, row)
+            token = self._backend.sample(request.chain, row, matcher)
             request.logprobs.append(token_logprob(logits, token, n_logprobs, self._backend.token_text))
+        if matcher is not None:
+            matcher.accept(token)
         if request.n_generated == 0:
             request.first_token = self._clock()
         request.tokens.append(token)
@@ -306,8 +315,9 @@ class Scheduler:
     def _take_token(self, request: Running, token: int, events: list[JobEvent]) -> FinishReason | None:
         if self._backend.is_eog(token) and not request.job.ignore_eos:
             return "stop"
-        self._tell(request, request.text.feed(self._backend.piece(token)), events)
-        if request.text.stopped:
+        shown = self._backend.token_text if token in request.job.shown else self._backend.piece
+        self._tell(request, request.text.feed(shown(token)), events)
+        if request.text.stopped or (request.job.matcher is not None and request.job.matcher.is_finished):
             return "stop"
         if request.n_left == 0 or len(request.tokens) >= self._backend.n_ctx:
             return "length"

@@ -4,6 +4,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from serve.engine.constraint_types import Constraint
+from serve.toolcalls.types import ToolFormat
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -52,6 +55,7 @@ class EngineInfo:
         n_threads: CPU threads in use.
         has_chat_template: The file carries a chat template.
         pid: Process id of the engine's process.
+        tool_format: How the model writes tool calls, as far as its chat template tells.
     """
 
     architecture: str
@@ -62,6 +66,7 @@ class EngineInfo:
     n_threads: int
     has_chat_template: bool
     pid: int
+    tool_format: ToolFormat = "plain"
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,9 @@ class GenerateRequest:
         prompt_logprobs: Report them for the prompt's tokens too (``echo`` of the completions API).
         ignore_eos: Go on after the end of a turn, until ``max_tokens``; for measuring.
         client: Whose request it is: requests share cached prefixes, and their turn, with those of the same client.
+        constraint: What the answer must look like; it may end only where that is complete.
+        answer_prefix: For chats: how the answer begins. It is put after the prompt and is not repeated.
+        show_special: Texts of special tokens (``[TOOL_CALLS]``) that are part of the answer, where others are not.
     """
 
     messages: tuple[dict[str, Any], ...] | None = None
@@ -122,6 +130,9 @@ class GenerateRequest:
     prompt_logprobs: bool = False
     ignore_eos: bool = False
     client: str = ""
+    constraint: Constraint | None = None
+    answer_prefix: str = ""
+    show_special: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

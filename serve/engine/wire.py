@@ -19,6 +19,7 @@ from localllm.errors import (
     LocalLLMError,
     RequestError,
 )
+from serve.engine.constraint_types import Constraint
 from serve.engine.types import (
     Delta,
     Embeddings,
@@ -78,7 +79,8 @@ def request_from_wire(record: dict[str, Any]) -> GenerateRequest:
     fields["prompt"] = tuple(prompt) if isinstance(prompt, list) else prompt
     fields["messages"] = None if messages is None else tuple(messages)
     fields["sampling"] = SamplingParams(**sampling)
-    fields["stop"] = tuple(fields["stop"])
+    fields["stop"], fields["show_special"] = tuple(fields["stop"]), tuple(fields["show_special"])
+    fields["constraint"] = None if fields["constraint"] is None else Constraint(**fields["constraint"])
     return GenerateRequest(**fields)
 
 

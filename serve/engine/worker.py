@@ -139,6 +139,8 @@ class Worker:
             prompt_logprobs=request.prompt_logprobs,
             ignore_eos=request.ignore_eos,
             client=request.client,
+            shown=self._model.shown(request.show_special),
+            matcher=self._model.matcher(request),
         )
         self._engine.post(partial(self._guard, job_id, partial(scheduler.submit, job)))
 

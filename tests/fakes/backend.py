@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serve.engine.constraint_types import TokenMatcher
 from serve.engine.types import SamplingParams
 
 EOG = 256
@@ -110,9 +111,10 @@ class FakeBackend:
         self.chains.append(FakeChain())
         return self.chains[-1]
 
-    def sample(self, chain: FakeChain, row: int) -> int:
+    def sample(self, chain: FakeChain, row: int, matcher: TokenMatcher | None = None) -> int:
         assert not chain.closed
-        return self.outputs[row]
+        token = self.outputs[row]
+        return token if matcher is None or matcher.allows(token) else int(matcher.allowed()[0])
 
     def logits(self, row: int) -> np.ndarray:
         logits = np.zeros(EOG + 1, np.float32)

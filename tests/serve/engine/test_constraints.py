@@ -30,9 +30,9 @@ def model(starter_path):
 
 @pytest.fixture(scope="module")
 def vocabulary(model):
-    from serve.engine.constraints import Vocabulary
+    from serve.engine.constraints import GrammarVocabulary
 
-    return Vocabulary(model)
+    return GrammarVocabulary(model)
 
 
 def follow(model, matcher, text):

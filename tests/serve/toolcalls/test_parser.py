@@ -106,9 +106,9 @@ def test_what_is_no_call_stays_text(tool_format, answer):
 
 
 _FRAGMENTS = st.sampled_from(
-    '<tool_call> </tool_call> [TOOL_CALLS] [ARGS] <|python_tag|> ```json ```tool_code ``` { } [ ] : , " \\'.split(" ")
-    + '"name" "arguments" "add" add 1 x é'.split(" ")
-    + [" ", "\n"]
+    ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "```json", "```tool_code", "```")
+) | st.sampled_from(
+    ("{", "}", "[", "]", ":", ",", '"', "\\", '"name"', '"arguments"', '"add"', "add", "1", " ", "\n", "é")
 )
 
 
