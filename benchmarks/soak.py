@@ -26,20 +26,7 @@ from peers import Load, Running, ours, starter
 
 from localllm.paths import Home
 
-WORDS = [
-    "river",
-    "stone",
-    "lamp",
-    "garden",
-    "winter",
-    "copper",
-    "bridge",
-    "island",
-    "letter",
-    "engine",
-    "music",
-    "harbour",
-]
+WORDS = ("river", "stone", "lamp", "garden", "winter", "copper", "bridge", "island", "letter", "engine", "harbour")
 BAD_BODIES = [
     (b"{", 400),
     (b"[]", 400),
