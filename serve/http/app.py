@@ -21,6 +21,8 @@ from serve.http.embeddings import EmbeddingsRoutes
 from serve.http.errors import HTTPError
 from serve.http.generation import GenerationRoutes
 from serve.http.guards import MAX_BODY, BodyGuard, HostGuard, KeyGuard, Keys
+from serve.http.ollama import OllamaRoutes
+from serve.http.ollama_models import UNSUPPORTED_PATHS, OllamaModelRoutes
 from serve.http.replies import error_response
 from serve.http.tokens import TokenRoutes
 from serve.supervisor import Supervisor
@@ -59,6 +61,7 @@ def create_app(
     """
     generation, embeddings = GenerationRoutes(supervisor), EmbeddingsRoutes(supervisor)
     tokens, anthropic = TokenRoutes(supervisor), AnthropicRoutes(supervisor)
+    ollama, ollama_models = OllamaRoutes(supervisor), OllamaModelRoutes(supervisor, store)
     catalogue, internal = CatalogueRoutes(store), InternalRoutes(supervisor, stop)
     app = Starlette(
         routes=[
@@ -69,6 +72,15 @@ def create_app(
             Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
             Route("/v1/messages", anthropic.messages, methods=["POST"]),
             Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
+            Route("/", ollama_models.greet, methods=["GET"]),
+            Route("/api/chat", ollama.chat, methods=["POST"]),
+            Route("/api/generate", ollama.generate, methods=["POST"]),
+            Route("/api/embed", ollama_models.embed, methods=["POST"]),
+            Route("/api/tags", ollama_models.tags, methods=["GET"]),
+            Route("/api/show", ollama_models.show, methods=["POST"]),
+            Route("/api/ps", ollama_models.ps, methods=["GET"]),
+            Route("/api/version", ollama_models.version, methods=["GET"]),
+            *(Route(path, ollama_models.unsupported, methods=["POST", "DELETE", "HEAD"]) for path in UNSUPPORTED_PATHS),
             Route("/tokenize", tokens.tokenize, methods=["POST"]),
             Route("/detokenize", tokens.detokenize, methods=["POST"]),
             Route("/health", internal.health, methods=["GET"]),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.engine.types import Embeddings
+from serve.engine.types import Embeddings, EngineInfo
 from serve.http.disconnect import unless_disconnected
 from serve.http.errors import HTTPError
 from serve.http.json_body import parse_json
@@ -45,16 +45,24 @@ class EmbeddingsRoutes:
 
     async def _embed(self, body: EmbeddingsRequest) -> tuple[str, Embeddings]:
         async with self._supervisor.engine(body.model) as (manifest, engine):
-            n_embd = engine.info.n_embd
-            if body.dimensions not in (None, n_embd):
-                raise HTTPError(
-                    400,
-                    "unsupported_parameter",
-                    f"`dimensions` {body.dimensions} is not supported: this model's embeddings have {n_embd}.",
-                    "Leave it out.",
-                    "dimensions",
-                )
+            check_dimensions(body.dimensions, engine.info)
             return str(manifest.model_name), await engine.embed(body.input)
+
+
+def check_dimensions(wanted: int | None, info: EngineInfo) -> None:
+    """Refuse embeddings of another width than the model's own.
+
+    Raises:
+        HTTPError: 400, naming ``dimensions``.
+    """
+    if wanted not in (None, info.n_embd):
+        raise HTTPError(
+            400,
+            "unsupported_parameter",
+            f"`dimensions` {wanted} is not supported: this model's embeddings have {info.n_embd}.",
+            "Leave it out.",
+            "dimensions",
+        )
 
 
 def _base64_floats(vector: Sequence[float]) -> str:

@@ -76,7 +76,9 @@ _TABLE: tuple[tuple[type[LocalLLMError], int, str], ...] = (
 _CLASSES = {code: kind for kind, _, code in _TABLE if kind is not ContextLengthError}
 
 # Trying these again at once cannot help; official clients would otherwise load the model three times.
-_NO_RETRY = frozenset({"engine_load_failed", "insufficient_memory", "invalid_model", "store_failed", "server_failed"})
+_NO_RETRY = frozenset(
+    {"engine_load_failed", "insufficient_memory", "invalid_model", "store_failed", "server_failed", "not_supported"}
+)
 
 
 def describe(error: LocalLLMError) -> ErrorReply:

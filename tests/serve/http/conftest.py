@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anthropic
 import httpx2
+import ollama
 import openai
 import pytest
 
@@ -25,6 +26,7 @@ class Served:
     token: str
     starter: EngineStarter
     running: Running
+    closing: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
     def engine(self) -> ScriptedEngine:
@@ -38,6 +40,11 @@ class Served:
         return anthropic.AsyncAnthropic(
             **{"api_key": self.token, "base_url": self.base_url, "max_retries": 0, **options}
         )
+
+    def ollama(self, **headers: str) -> ollama.AsyncClient:
+        client = ollama.AsyncClient(self.base_url, headers={"authorization": f"Bearer {self.token}", **headers})
+        self.closing.push_async_callback(client.close)
+        return client
 
     def http(self, **headers: str) -> httpx2.AsyncClient:
         return httpx2.AsyncClient(
@@ -69,6 +76,7 @@ async def serving(
     try:
         yield served
     finally:
+        await served.closing.aclose()
         client = served.client()
         if not server.done():
             await client.shutdown()

@@ -1,0 +1,132 @@
+"""``/api/chat`` and ``/api/generate``: Ollama's API, streamed as lines of JSON unless the request says otherwise."""
+
+import json
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve.engine.types import Delta, Finished, TokenLogprob
+from serve.http.completion import complete
+from serve.http.dialects import error_body
+from serve.http.disconnect import unless_disconnected
+from serve.http.errors import HTTPError
+from serve.http.fanout import generate_all
+from serve.http.guards import client_of
+from serve.http.json_body import parse_json
+from serve.http.logprobs import chat_token
+from serve.http.ollama_types import ChatRequest, GenerateTextRequest
+from serve.http.sse import StreamStyle, open_stream
+from serve.http.wire_types import validate
+from serve.supervisor import Supervisor
+
+_Asked = ChatRequest | GenerateTextRequest
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+_STREAM = StreamStyle("application/x-ndjson", lambda reply: _line(error_body("ollama", reply)))
+
+
+class OllamaRoutes:
+    """The routes that make text.
+
+    Args:
+        supervisor: Gives the engines.
+    """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    async def chat(self, request: Request) -> Response:
+        """``POST /api/chat``."""
+        return await self._answer(request, validate(ChatRequest, parse_json(await request.body())))
+
+    async def generate(self, request: Request) -> Response:
+        """``POST /api/generate``."""
+        return await self._answer(request, validate(GenerateTextRequest, parse_json(await request.body())))
+
+    async def _answer(self, request: Request, asked: _Asked) -> Response:
+        if asked.loads_only:
+            return JSONResponse(await unless_disconnected(request.receive, self._load(asked)))
+        if asked.stream:
+            return await open_stream(request.receive, self._lines(asked, client_of(request)), _STREAM)
+        return JSONResponse(await unless_disconnected(request.receive, self._whole(asked, client_of(request))))
+
+    async def _load(self, asked: _Asked) -> dict[str, Any]:
+        """Load the model, which is what an empty prompt asks for."""
+        if asked.keep_alive in (0, "0", "0s"):
+            raise HTTPError(
+                501,
+                "not_supported",
+                "To unload a model by `keep_alive` is not supported.",
+                "It is unloaded when its memory is needed.",
+                "keep_alive",
+            )
+        async with self._supervisor.engine(asked.model) as (manifest, engine):
+            asked.check(engine.info)
+        return {**_head(str(manifest.model_name)), **_content(asked, ""), "done": True, "done_reason": "load"}
+
+    async def _whole(self, asked: _Asked, client: str) -> dict[str, Any]:
+        began = time.monotonic()
+        async with self._supervisor.engine(asked.model) as (manifest, engine):
+            asked.check(engine.info)
+            loaded = time.monotonic()
+            done = await complete(engine, asked.generate_request(client))
+        return {
+            **_head(str(manifest.model_name)),
+            **_content(asked, done.text, done.logprobs),
+            **_end(done.finished, began, loaded),
+        }
+
+    async def _lines(self, asked: _Asked, client: str) -> AsyncGenerator[bytes, None]:
+        """The lines of a streamed answer. The engine is kept until the generator is closed."""
+        began = time.monotonic()
+        async with self._supervisor.engine(asked.model) as (manifest, engine):
+            asked.check(engine.info)
+            loaded = time.monotonic()
+            head = _head(str(manifest.model_name))
+            async with aclosing(generate_all(engine, [asked.generate_request(client)])) as events:
+                async for _, event in events:
+                    match event:
+                        case Delta(text=text, logprobs=tokens):
+                            yield _line({**head, **_content(asked, text, tokens), "done": False})
+                        case Finished():
+                            yield _line({**head, **_content(asked, ""), **_end(event, began, loaded)})
+
+
+def _head(model: str) -> dict[str, Any]:
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    return {"model": model, "created_at": now.replace("+00:00", "Z")}
+
+
+def _content(asked: _Asked, text: str, tokens: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
+    logprobs = {"logprobs": [chat_token(token) for token in tokens]} if tokens else {}
+    if isinstance(asked, ChatRequest):
+        return {"message": {"role": "assistant", "content": text}, **logprobs}
+    return {"response": text, **logprobs}
+
+
+def _end(finished: Finished, began: float, loaded: float) -> dict[str, Any]:
+    """What the last line says besides; durations in nanoseconds."""
+    usage = finished.usage
+    return {
+        "done": True,
+        "done_reason": finished.reason,
+        "total_duration": _nanoseconds(time.monotonic() - began),
+        "load_duration": _nanoseconds(loaded - began),
+        "prompt_eval_count": usage.n_prompt,
+        "prompt_eval_duration": _nanoseconds(usage.prompt_seconds),
+        "eval_count": usage.n_completion,
+        "eval_duration": _nanoseconds(usage.decode_seconds),
+    }
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

@@ -1,0 +1,156 @@
+"""Ollama's API about models: ``/api/tags``, ``/api/show``, ``/api/ps``, ``/api/embed``, ``/api/version``."""
+
+import asyncio
+import math
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from localllm import __version__
+from localllm.errors import ModelNotFoundError, UsageError
+from localllm.gguf_header import GGUFHeader, read_gguf_header
+from localllm.models.manifest import Manifest
+from localllm.models.store import ModelStore
+from serve.http.catalogue import SERVABLE
+from serve.http.disconnect import unless_disconnected
+from serve.http.embeddings import check_dimensions
+from serve.http.errors import HTTPError
+from serve.http.json_body import parse_json
+from serve.http.ollama_types import EmbedRequest, ShowRequest
+from serve.http.wire_types import validate
+from serve.supervisor import Supervisor
+
+UNSUPPORTED_PATHS = (
+    "/api/pull",
+    "/api/push",
+    "/api/create",
+    "/api/copy",
+    "/api/delete",
+    "/api/embeddings",
+    "/api/blobs/{digest}",
+)
+
+
+class OllamaModelRoutes:
+    """The routes about models.
+
+    Args:
+        supervisor: Gives the engines.
+        store: Where models are.
+    """
+
+    def __init__(self, supervisor: Supervisor, store: ModelStore) -> None:
+        self._supervisor = supervisor
+        self._store = store
+
+    async def greet(self, _request: Request) -> Response:
+        """``GET /`` and ``HEAD /``, by which clients find out that there is a server."""
+        return PlainTextResponse("localllm is running")
+
+    async def version(self, _request: Request) -> Response:
+        """``GET /api/version``: our own version, not one of Ollama's."""
+        return JSONResponse({"version": __version__})
+
+    async def tags(self, _request: Request) -> Response:
+        """``GET /api/tags``: what can be served."""
+        manifests = await asyncio.to_thread(self._store.list)
+        return JSONResponse({"models": [_fields(manifest) for manifest in manifests if manifest.format == SERVABLE]})
+
+    async def ps(self, _request: Request) -> Response:
+        """``GET /api/ps``: the models in memory. They have no ``expires_at``: they stay until memory is needed."""
+        known = {str(manifest.model_name): manifest for manifest in await asyncio.to_thread(self._store.list)}
+        loaded = [
+            {**_fields(known[model.name]), "size": model.memory, "context_length": model.n_ctx}
+            for model in self._supervisor.loaded()
+            if model.name in known
+        ]
+        return JSONResponse({"models": loaded})
+
+    async def show(self, request: Request) -> Response:
+        """``POST /api/show``: a model's details, template and metadata (without its vocabulary)."""
+        body = validate(ShowRequest, parse_json(await request.body()))
+        return JSONResponse(await asyncio.to_thread(self._show, body.model))
+
+    async def embed(self, request: Request) -> Response:
+        """``POST /api/embed``."""
+        body = validate(EmbedRequest, parse_json(await request.body()))
+        return JSONResponse(await unless_disconnected(request.receive, self._embed(body)))
+
+    async def unsupported(self, request: Request) -> Response:
+        """Every path of Ollama's that changes the store, or that it has replaced itself."""
+        path = request.scope["path"]
+        hint = "Use /api/embed." if path == "/api/embeddings" else "Use `localllm pull` and `localllm models`."
+        raise HTTPError(501, "not_supported", f"{path} is not supported.", hint)
+
+    def _show(self, name: str) -> dict[str, Any]:
+        try:
+            manifest = self._store.resolve(name)
+        except UsageError as error:
+            raise ModelNotFoundError(error.message, error.hint) from None
+        fields = _fields(manifest)
+        shown = {
+            "license": manifest.licence,
+            "modified_at": fields["modified_at"],
+            "details": fields["details"],
+            "template": "",
+            "model_info": {},
+            "capabilities": ["completion"],
+        }
+        if manifest.format == SERVABLE:
+            header = read_gguf_header(self._store.paths(manifest)[0])
+            shown.update(template=header.chat_template or "", model_info=_model_info(header, manifest))
+        return shown
+
+    async def _embed(self, body: EmbedRequest) -> dict[str, Any]:
+        began = time.monotonic()
+        async with self._supervisor.engine(body.model) as (manifest, engine):
+            check_dimensions(body.dimensions, engine.info)
+            loaded = time.monotonic()
+            embedded = await engine.embed(body.input)
+        return {
+            "model": str(manifest.model_name),
+            "embeddings": embedded.vectors,
+            "total_duration": int((time.monotonic() - began) * 1e9),
+            "load_duration": int((loaded - began) * 1e9),
+            "prompt_eval_count": embedded.n_tokens,
+        }
+
+
+def _fields(manifest: Manifest) -> dict[str, Any]:
+    name = str(manifest.model_name)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": manifest.created or "1970-01-01T00:00:00Z",
+        "size": manifest.size,
+        "digest": manifest.files[0].sha256 if manifest.files else "",
+        "details": {
+            "parent_model": manifest.parent.name if manifest.parent else "",
+            "format": manifest.format,
+            "family": manifest.architecture,
+            "families": [manifest.architecture] if manifest.architecture else [],
+            "parameter_size": _short(manifest.parameters),
+            "quantization_level": manifest.quantization,
+        },
+    }
+
+
+def _short(parameters: int) -> str:
+    """A number of parameters as Ollama writes it: 134.5M."""
+    if parameters >= 10**9:
+        return f"{parameters / 10**9:.1f}B"
+    return f"{parameters / 10**6:.1f}M" if parameters >= 10**6 else str(parameters)
+
+
+def _model_info(header: GGUFHeader, manifest: Manifest) -> dict[str, Any]:
+    """The metadata but arrays, large texts and the template, which has a field of its own; JSON has no infinity."""
+    plain = {
+        key: value
+        for key, value in header.metadata.items()
+        if isinstance(value, str | int | float)
+        and not key.startswith("tokenizer.chat_template")
+        and not (isinstance(value, float) and not math.isfinite(value))
+    }
+    return {**plain, "general.parameter_count": manifest.parameters}

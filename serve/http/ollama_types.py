@@ -1,0 +1,196 @@
+"""Requests of Ollama's API, as far as they are supported; everything else is refused by name.
+
+How a model is loaded is decided when it is loaded, by ``localllm serve``: options such as ``num_gpu`` are refused, and
+``num_ctx`` may ask for no more than there is. ``keep_alive`` is accepted and changes nothing: a model stays until its
+memory is needed.
+"""
+
+import re
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from localllm.errors import RequestError
+from serve.engine.types import EngineInfo, GenerateRequest, SamplingParams
+from serve.http.openai_types import MAX_INPUTS, MAX_LOGPROBS, Stop
+from serve.http.wire_types import MAX_MODEL_NAME, MAX_SEED, MAX_STOPS, Inert, Wire, anything, one_of, refuse
+
+_DURATION = re.compile(r"-?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+", re.ASCII)
+_ENDLESS = (-1, -2)  # no limit; until the context is full
+
+
+def _duration(given: float | str) -> float | str:
+    if isinstance(given, str) and not _DURATION.fullmatch(given):
+        raise refuse("Give seconds, or a duration such as 5m.")
+    return given
+
+
+def _as_list(given: object) -> object:
+    return [given] if isinstance(given, str) else given
+
+
+def _n_predict(given: int) -> int:
+    if given < 1 and given not in _ENDLESS:
+        raise refuse("Give 1 or more, or -1 for no limit.")
+    return given
+
+
+class Options(Wire):
+    """``options``, those of a request; those of a load are refused."""
+
+    INERT: ClassVar[Inert] = {
+        # The context is never shifted, so nothing is ever dropped from it.
+        "num_keep": anything,
+        "typical_p": one_of(1, 1.0),
+        "tfs_z": one_of(1, 1.0),
+        "mirostat": one_of(0),
+        # Mirostat is off.
+        "mirostat_tau": anything,
+        "mirostat_eta": anything,
+    }
+
+    temperature: float = Field(SamplingParams.temperature, ge=0, le=5)
+    top_k: int = Field(SamplingParams.top_k, ge=0, le=2**31 - 1)
+    top_p: float = Field(SamplingParams.top_p, gt=0, le=1)
+    min_p: float = Field(SamplingParams.min_p, ge=0, le=1)
+    repeat_penalty: float = Field(SamplingParams.repeat_penalty, gt=0, le=10)
+    repeat_last_n: int = Field(SamplingParams.repeat_last_n, ge=-1, le=2**31 - 1)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    stop: Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] = Field(default_factory=list)
+    num_predict: Annotated[int, AfterValidator(_n_predict)] = -1
+    num_ctx: int | None = Field(None, ge=1)
+
+    def sampling(self) -> SamplingParams:
+        """How tokens are to be chosen."""
+        names = SamplingParams.__dataclass_fields__.keys() & Options.model_fields.keys()
+        return SamplingParams(**{name: getattr(self, name) for name in names})
+
+
+class _Generating(Wire):
+    """What chats and completions have in common."""
+
+    INERT: ClassVar[Inert] = {
+        "format": one_of(""),
+        "images": one_of([]),
+        "tools": one_of([]),
+        "suffix": one_of(""),
+        "template": one_of(""),
+        "context": one_of([]),
+    }
+
+    model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
+    stream: bool = True
+    options: Options = Options()
+    keep_alive: Annotated[float | str, AfterValidator(_duration)] = "5m"
+    think: Literal[False] | None = None
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _alternatives_need_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise refuse("`top_logprobs` needs `logprobs` to be true.")
+        return self
+
+    def check(self, info: EngineInfo) -> None:
+        """Refuse what the loaded model cannot do.
+
+        Raises:
+            RequestError: It has a smaller context than was asked for.
+        """
+        num_ctx = self.options.num_ctx
+        if num_ctx is not None and num_ctx > info.n_ctx:
+            raise RequestError(
+                f"`num_ctx` {num_ctx} is more than this model's context, which holds {info.n_ctx} tokens.",
+                "Leave it out, or start `localllm serve` with a larger --ctx.",
+                "options.num_ctx",
+            )
+
+    def _request(self, client: str, **prompt: Any) -> GenerateRequest:
+        n_predict = self.options.num_predict
+        return GenerateRequest(
+            **prompt,
+            sampling=self.options.sampling(),
+            max_tokens=None if n_predict in _ENDLESS else n_predict,
+            stop=tuple(self.options.stop),
+            template_args={} if self.think is None else {"enable_thinking": self.think},
+            n_logprobs=self.top_logprobs if self.logprobs else None,
+            client=client,
+        )
+
+
+class Message(Wire):
+    """One message of a chat."""
+
+    INERT: ClassVar[Inert] = {
+        "images": one_of([]),
+        "tool_calls": one_of([]),
+        "thinking": one_of(""),
+        "tool_name": one_of(""),
+    }
+
+    role: Literal["system", "user", "assistant"]
+    content: str = ""
+
+
+class ChatRequest(_Generating):
+    """``POST /api/chat``."""
+
+    messages: list[Message] = Field(default_factory=list)
+
+    @property
+    def loads_only(self) -> bool:
+        """There is no message: the model is only to be loaded."""
+        return not self.messages
+
+    def generate_request(self, client: str) -> GenerateRequest:
+        """As the engine takes it."""
+        messages = tuple({"role": message.role, "content": message.content} for message in self.messages)
+        return self._request(client, messages=messages)
+
+
+class GenerateTextRequest(_Generating):
+    """``POST /api/generate``."""
+
+    prompt: str = ""
+    system: str = ""
+    raw: bool = False
+
+    @model_validator(mode="after")
+    def _raw_means_raw(self) -> Self:
+        if self.raw and self.system:
+            raise refuse("`system` has no place in a `raw` prompt.")
+        return self
+
+    @property
+    def loads_only(self) -> bool:
+        """There is no prompt: the model is only to be loaded."""
+        return not self.prompt
+
+    def generate_request(self, client: str) -> GenerateRequest:
+        """As the engine takes it: the prompt as it is, or as a chat in the model's own template."""
+        if self.raw:
+            return self._request(client, prompt=self.prompt)
+        system: list[dict[str, str]] = [{"role": "system", "content": self.system}] if self.system else []
+        return self._request(client, messages=(*system, {"role": "user", "content": self.prompt}))
+
+
+class EmbedRequest(Wire):
+    """``POST /api/embed``. A text that is too long is an error, never cut off; ``truncate`` may not ask for that."""
+
+    INERT: ClassVar[Inert] = {"truncate": one_of(False), "options": one_of({})}
+
+    model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
+    input: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_INPUTS)]
+    keep_alive: Annotated[float | str, AfterValidator(_duration)] = "5m"
+    dimensions: int | None = Field(None, ge=1)
+
+
+class ShowRequest(Wire):
+    """``POST /api/show``."""
+
+    INERT: ClassVar[Inert] = {"verbose": one_of(False)}
+
+    model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
