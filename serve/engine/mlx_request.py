@@ -45,14 +45,17 @@ class Running:
 
     def feed(self, piece: bytes) -> list[JobEvent]:
         """Take the bytes of a new token; the Delta that follows, if any text is certain."""
-        return self._tell(self.text.feed(piece))
+        text = self.text.feed(piece)
+        return self._tell(text, even_without_text=self.text.stopped)
 
     def end(self, reason: FinishReason, now: float) -> list[JobEvent]:
-        """The last Delta, if text was held back, and Finished."""
-        return [*self._tell(self.text.finish()), (self.job.id, self._finished(reason, now))]
+        """The last Delta, if anything was held back, and Finished."""
+        # The token that ends a turn is no part of the answer; the last one before a limit is, even half a character.
+        last = self._tell(self.text.finish(), even_without_text=reason == "length")
+        return [*last, (self.job.id, self._finished(reason, now))]
 
-    def _tell(self, text: str) -> list[JobEvent]:
-        if not text and not (self.logprobs and self.text.stopped):
+    def _tell(self, text: str, *, even_without_text: bool) -> list[JobEvent]:
+        if not text and not (self.logprobs and even_without_text):
             return []
         delta = Delta(text, self.n_generated - self.n_told, tuple(self.logprobs))
         self.n_told = self.n_generated
