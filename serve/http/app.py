@@ -24,6 +24,7 @@ from serve.http.guards import MAX_BODY, BodyGuard, HostGuard, KeyGuard, Keys
 from serve.http.ollama import OllamaRoutes
 from serve.http.ollama_models import UNSUPPORTED_PATHS, OllamaModelRoutes
 from serve.http.replies import error_response
+from serve.http.responses import ResponsesRoutes
 from serve.http.tokens import TokenRoutes
 from serve.supervisor import Supervisor
 
@@ -61,6 +62,7 @@ def create_app(
     """
     generation, embeddings = GenerationRoutes(supervisor), EmbeddingsRoutes(supervisor)
     tokens, anthropic = TokenRoutes(supervisor), AnthropicRoutes(supervisor)
+    responses = ResponsesRoutes(supervisor)
     ollama, ollama_models = OllamaRoutes(supervisor), OllamaModelRoutes(supervisor, store)
     catalogue, internal = CatalogueRoutes(store), InternalRoutes(supervisor, stop)
     app = Starlette(
@@ -70,6 +72,8 @@ def create_app(
             Route("/v1/chat/completions", generation.chat, methods=["POST"]),
             Route("/v1/completions", generation.completions, methods=["POST"]),
             Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
+            Route("/v1/responses", responses.responses, methods=["POST"]),
+            Route("/v1/rerank", embeddings.rerank, methods=["POST"]),
             Route("/v1/messages", anthropic.messages, methods=["POST"]),
             Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
             Route("/", ollama_models.greet, methods=["GET"]),

@@ -1,4 +1,4 @@
-"""``/v1/embeddings``."""
+"""``/v1/embeddings`` and ``/v1/rerank``."""
 
 import base64
 import struct
@@ -41,6 +41,12 @@ class EmbeddingsRoutes:
                 "model": model,
                 "usage": {"prompt_tokens": embedded.n_tokens, "total_tokens": embedded.n_tokens},
             }
+        )
+
+    async def rerank(self, _request: Request) -> Response:
+        """``POST /v1/rerank``, which no engine here can do."""
+        raise HTTPError(
+            501, "not_supported", "/v1/rerank is not supported.", "Compare embeddings of /v1/embeddings instead."
         )
 
     async def _embed(self, body: EmbeddingsRequest) -> tuple[str, Embeddings]:

@@ -1,0 +1,104 @@
+"""Requests of OpenAI's Responses API: text in, text out. Everything else is refused by name.
+
+Nothing is ever stored, so ``store`` may be false or left out, and there is no ``previous_response_id`` to go on from:
+send the whole conversation as ``input``.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from serve.engine.types import GenerateRequest, SamplingParams
+from serve.http.openai_types import MAX_LOGPROBS
+from serve.http.wire_types import MAX_MODEL_NAME, Inert, Wire, anything, one_of, refuse, text_of
+
+LOGPROBS = "message.output_text.logprobs"
+
+INERT: Inert = {
+    "user": anything,
+    "safety_identifier": anything,
+    "prompt_cache_key": anything,
+    "prompt_cache_retention": anything,
+    "store": one_of(False),
+    "background": one_of(False),
+    "service_tier": one_of("auto", "default"),
+    "truncation": one_of("disabled"),
+    "text": one_of({}, {"format": {"type": "text"}}),
+    "reasoning": one_of({}),
+    "tools": one_of([]),
+    "tool_choice": one_of("none", "auto"),
+    "parallel_tool_calls": anything,  # tools are refused, so it can mean nothing
+    "previous_response_id": one_of(),
+    "conversation": one_of(),
+    "prompt": one_of(),
+    "max_tool_calls": one_of(),
+}
+
+
+def _item_text(content: object) -> object:
+    return text_of(content, also=frozenset({"annotations", "logprobs"}), kinds=frozenset({"input_text", "output_text"}))
+
+
+class Item(Wire):
+    """One message of the input; the assistant's may be an output item as it came."""
+
+    INERT: ClassVar[Inert] = {
+        "type": one_of("message"),
+        "id": anything,
+        "status": anything,
+        "phase": anything,
+    }
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_item_text)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the chat template takes it."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+
+
+class StreamOptions(Wire):
+    """``stream_options``; padding against listeners has no use on loopback."""
+
+    include_obfuscation: bool = False
+
+
+def _items(given: object) -> object:
+    return [{"role": "user", "content": given}] if isinstance(given, str) else given
+
+
+class ResponsesRequest(Wire):
+    """``POST /v1/responses``."""
+
+    INERT: ClassVar[Inert] = INERT
+
+    model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
+    input: Annotated[list[Item], BeforeValidator(_items), Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(SamplingParams.temperature, ge=0, le=5)
+    top_p: float = Field(SamplingParams.top_p, gt=0, le=1)
+    include: list[Literal["message.output_text.logprobs"]] = Field(default_factory=list, max_length=16)
+    top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise refuse("`stream_options` needs `stream` to be true.")
+        if self.top_logprobs and not self.include:
+            raise refuse("`top_logprobs` needs {name} in `include`.", name=LOGPROBS)
+        return self
+
+    def generate_request(self, client: str) -> GenerateRequest:
+        """As the engine takes it."""
+        system = [{"role": "system", "content": self.instructions}] if self.instructions else []
+        return GenerateRequest(
+            messages=(*system, *(item.as_dict() for item in self.input)),
+            sampling=SamplingParams(temperature=self.temperature, top_p=self.top_p),
+            max_tokens=self.max_output_tokens,
+            n_logprobs=self.top_logprobs if self.include else None,
+            client=client,
+        )
