@@ -1,6 +1,6 @@
 """localllm's server beside its peers, in turn, on the same model.
 
-    .venv/bin/python benchmarks/serve.py [--rounds 3] [--only decode,prefix] [--json FILE]
+    .venv/bin/python -m benchmarks.serve [--rounds 3] [--only decode,prefix] [--json FILE]
 
 Each round starts every server once (A B A B), runs every scenario on it, and stops it; the medians over the rounds are
 printed as a Markdown table. ``llama-server`` is taken from ``$LLAMA_SERVER`` or the PATH, and left out with a line
@@ -20,9 +20,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx2
-from load import TIMEOUT, complete, percentile, together
-from peers import PEERS, Load, Running, missing, starter
 
+from benchmarks.load import TIMEOUT, complete, percentile, together
+from benchmarks.peers import PEERS, Load, Running, missing, starter
 from localllm.paths import Home
 
 Figures = dict[str, float]

@@ -1,6 +1,6 @@
 """Thousands of requests with random cancels, disconnects, bad inputs and killed engines; nothing may leak or hang.
 
-    .venv/bin/python benchmarks/soak.py [--requests 2000] [--clients 12] [--kills 5] [--seed 0]
+    .venv/bin/python -m benchmarks.soak [--requests 2000] [--clients 12] [--kills 5] [--seed 0]
 
 Starts ``localllm serve`` with the starter model in a home of its own. Every request must end in an answer, in the
 error that it asks for, or (when its engine was killed) in a 503 or an error event; afterwards sixteen requests at
@@ -21,9 +21,9 @@ from pathlib import Path
 
 import httpx2
 import psutil
-from load import TIMEOUT
-from peers import Load, Running, ours, starter
 
+from benchmarks.load import TIMEOUT
+from benchmarks.peers import Load, Running, ours, starter
 from localllm.paths import Home
 
 WORDS = ("river", "stone", "lamp", "garden", "winter", "copper", "bridge", "island", "letter", "engine", "harbour")

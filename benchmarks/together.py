@@ -1,6 +1,6 @@
 """Eight clients at once against the same eight one after another.
 
-    .venv/bin/python benchmarks/together.py [--clients 8] [--tokens 64] [--rounds 3]
+    .venv/bin/python -m benchmarks.together [--clients 8] [--tokens 64] [--rounds 3]
 
 Starts ``localllm serve`` with the starter model in a home of its own and asks it with the official ``openai`` client
 over HTTP, alternately together and in turn (A B A B), and prints the median of each and their ratio. Measure on a
