@@ -181,6 +181,10 @@ class TokenBatch:
         first, last = self.n_tokens, self.n_tokens + len(tokens)
         if last > self.capacity:
             raise ValueError(f"batch of {self.capacity} rows cannot take {last}")
+        if len(tokens) == 1:  # most rows: a quarter of the time of slices
+            self._token[first], self._pos[first], self._seq[first], self._logits[first] = tokens[0], pos, seq, logits
+            self.n_tokens = last
+            return first
         self._token[first:last] = tokens
         self._pos[first:last] = np.arange(pos, pos + len(tokens))
         self._seq[first:last] = seq

@@ -132,6 +132,8 @@ class Scheduler:
     # --- admission -------------------------------------------------------------------------------------------------
 
     def _admit(self, events: list[JobEvent]) -> None:
+        if not self._waiting:
+            return
         # A look at many would cost more than it can win: some dozen comparisons each.
         for request in self._in_turn()[: 2 * self._n_parallel]:
             if len(self._running) >= self._n_parallel or (self._running and self._hold):
