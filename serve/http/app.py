@@ -21,6 +21,7 @@ from serve.http.embeddings import EmbeddingsRoutes
 from serve.http.errors import HTTPError
 from serve.http.generation import GenerationRoutes
 from serve.http.guards import MAX_BODY, BodyGuard, HostGuard, KeyGuard, Keys
+from serve.http.metrics import Metrics, RequestMeter
 from serve.http.ollama import OllamaRoutes
 from serve.http.ollama_models import UNSUPPORTED_PATHS, OllamaModelRoutes
 from serve.http.replies import error_response
@@ -49,7 +50,12 @@ class Access:
 
 
 def create_app(
-    supervisor: Supervisor, store: ModelStore, access: Access, activity: Activity, stop: Callable[[], None]
+    supervisor: Supervisor,
+    store: ModelStore,
+    access: Access,
+    activity: Activity,
+    metrics: Metrics,
+    stop: Callable[[], None],
 ) -> ASGIApp:
     """The web application.
 
@@ -58,40 +64,44 @@ def create_app(
         store: Where models are.
         access: Who may use it.
         activity: Is kept up to date with the requests.
+        metrics: Count the requests.
         stop: Makes the server finish and stop.
     """
     generation, embeddings = GenerationRoutes(supervisor), EmbeddingsRoutes(supervisor)
     tokens, anthropic = TokenRoutes(supervisor), AnthropicRoutes(supervisor)
     responses = ResponsesRoutes(supervisor)
     ollama, ollama_models = OllamaRoutes(supervisor), OllamaModelRoutes(supervisor, store)
-    catalogue, internal = CatalogueRoutes(store), InternalRoutes(supervisor, stop)
+    catalogue, internal = CatalogueRoutes(store), InternalRoutes(supervisor, metrics, stop)
+    routes = [
+        Route("/v1/models", catalogue.models, methods=["GET"]),
+        Route("/v1/models/{model:path}", catalogue.model, methods=["GET"]),
+        Route("/v1/chat/completions", generation.chat, methods=["POST"]),
+        Route("/v1/completions", generation.completions, methods=["POST"]),
+        Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
+        Route("/v1/responses", responses.responses, methods=["POST"]),
+        Route("/v1/rerank", embeddings.rerank, methods=["POST"]),
+        Route("/v1/messages", anthropic.messages, methods=["POST"]),
+        Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
+        Route("/", ollama_models.greet, methods=["GET"]),
+        Route("/api/chat", ollama.chat, methods=["POST"]),
+        Route("/api/generate", ollama.generate, methods=["POST"]),
+        Route("/api/embed", ollama_models.embed, methods=["POST"]),
+        Route("/api/tags", ollama_models.tags, methods=["GET"]),
+        Route("/api/show", ollama_models.show, methods=["POST"]),
+        Route("/api/ps", ollama_models.ps, methods=["GET"]),
+        Route("/api/version", ollama_models.version, methods=["GET"]),
+        *(Route(path, ollama_models.unsupported, methods=["POST", "DELETE", "HEAD"]) for path in UNSUPPORTED_PATHS),
+        Route("/tokenize", tokens.tokenize, methods=["POST"]),
+        Route("/detokenize", tokens.detokenize, methods=["POST"]),
+        Route("/health", internal.health, methods=["GET"]),
+        Route("/metrics", internal.metrics, methods=["GET"]),
+        Route("/internal/load", internal.load, methods=["POST"]),
+        Route("/internal/shutdown", internal.shutdown, methods=["POST"]),
+    ]
     app = Starlette(
-        routes=[
-            Route("/v1/models", catalogue.models, methods=["GET"]),
-            Route("/v1/models/{model:path}", catalogue.model, methods=["GET"]),
-            Route("/v1/chat/completions", generation.chat, methods=["POST"]),
-            Route("/v1/completions", generation.completions, methods=["POST"]),
-            Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
-            Route("/v1/responses", responses.responses, methods=["POST"]),
-            Route("/v1/rerank", embeddings.rerank, methods=["POST"]),
-            Route("/v1/messages", anthropic.messages, methods=["POST"]),
-            Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
-            Route("/", ollama_models.greet, methods=["GET"]),
-            Route("/api/chat", ollama.chat, methods=["POST"]),
-            Route("/api/generate", ollama.generate, methods=["POST"]),
-            Route("/api/embed", ollama_models.embed, methods=["POST"]),
-            Route("/api/tags", ollama_models.tags, methods=["GET"]),
-            Route("/api/show", ollama_models.show, methods=["POST"]),
-            Route("/api/ps", ollama_models.ps, methods=["GET"]),
-            Route("/api/version", ollama_models.version, methods=["GET"]),
-            *(Route(path, ollama_models.unsupported, methods=["POST", "DELETE", "HEAD"]) for path in UNSUPPORTED_PATHS),
-            Route("/tokenize", tokens.tokenize, methods=["POST"]),
-            Route("/detokenize", tokens.detokenize, methods=["POST"]),
-            Route("/health", internal.health, methods=["GET"]),
-            Route("/internal/load", internal.load, methods=["POST"]),
-            Route("/internal/shutdown", internal.shutdown, methods=["POST"]),
-        ],
+        routes=routes,
         middleware=[
+            Middleware(RequestMeter, metrics=metrics, routes=routes),
             Middleware(HostGuard, hosts=access.hosts),
             Middleware(KeyGuard, keys=access.keys, required=access.key_required),
             Middleware(ActivityMeter, activity=activity),

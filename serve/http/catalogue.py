@@ -1,10 +1,11 @@
-"""``/v1/models``, ``/health`` and the app's own routes below ``/internal/``."""
+"""``/v1/models``, ``/health``, ``/metrics`` and the app's own routes below ``/internal/``."""
 
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -14,11 +15,10 @@ from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from serve.http.disconnect import unless_disconnected
 from serve.http.json_body import parse_json
+from serve.http.metrics import Metrics
 from serve.http.openai_types import LoadRequest
 from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
-
-SERVABLE = "gguf"
 
 
 class CatalogueRoutes:
@@ -32,9 +32,8 @@ class CatalogueRoutes:
         self._store = store
 
     async def models(self, _request: Request) -> Response:
-        """``GET /v1/models``: what can be served, whether it is loaded or not."""
-        manifests = await asyncio.to_thread(self._store.list)
-        data = [_model_fields(manifest) for manifest in manifests if manifest.format == SERVABLE]
+        """``GET /v1/models``: what is here, whether it is loaded or not."""
+        data = [_model_fields(manifest) for manifest in await asyncio.to_thread(self._store.list)]
         return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
@@ -47,15 +46,17 @@ class CatalogueRoutes:
 
 
 class InternalRoutes:
-    """Health, and what only a holder of a key may do.
+    """Health, metrics, and what only a holder of a key may do.
 
     Args:
         supervisor: Gives the engines.
+        metrics: What was counted.
         stop: Makes the server finish and stop.
     """
 
-    def __init__(self, supervisor: Supervisor, stop: Callable[[], None]) -> None:
+    def __init__(self, supervisor: Supervisor, metrics: Metrics, stop: Callable[[], None]) -> None:
         self._supervisor = supervisor
+        self._metrics = metrics
         self._stop = stop
 
     async def health(self, request: Request) -> Response:
@@ -64,6 +65,10 @@ class InternalRoutes:
             return JSONResponse({"status": "ok"})
         models = [vars(model) for model in self._supervisor.loaded()]
         return JSONResponse({"status": "ok", "version": __version__, "models": models})
+
+    async def metrics(self, _request: Request) -> Response:
+        """``GET /metrics``, for Prometheus."""
+        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def load(self, request: Request) -> Response:
         """``POST /internal/load``: load a model now."""

@@ -28,6 +28,8 @@ from serve.discovery import ServerRecord, ServerRunningError, server_lock
 from serve.http.activity import Activity
 from serve.http.app import Access, create_app
 from serve.http.guards import Keys, host_in_header, is_loopback
+from serve.http.metered import MeteredSupervisor
+from serve.http.metrics import Metrics
 from serve.supervisor import StartEngine, Supervisor
 
 DRAIN_SECONDS = 5
@@ -100,12 +102,13 @@ async def run_server(
         token = secrets.token_urlsafe(32)
         record = ServerRecord(os.getpid(), _ANY_ADDRESS.get(host, host), port, token, __version__, options.managed)
         store, activity = ModelStore(home), Activity()
-        supervisor = Supervisor(
-            store, settings, lambda: machine_memory(settings.memory_gb), start_engine, logs=home.logs
+        metrics = Metrics()
+        supervisor = MeteredSupervisor(
+            metrics, store, settings, lambda: machine_memory(settings.memory_gb), start_engine, logs=home.logs
         )
         stopper = _Stopper(activity, on_stopping)
         stopper.server = _uvicorn(
-            create_app(supervisor, store, _access(options, token), activity, stopper.stop_on_request)
+            create_app(supervisor, store, _access(options, token), activity, metrics, stopper.stop_on_request)
         )
         record.write(home)
         _log.info("serving at %s, process %d, version %s", record.base_url, record.pid, __version__)

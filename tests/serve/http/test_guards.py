@@ -34,6 +34,7 @@ ROUTES = [
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("GET", "/health"),
+    ("GET", "/metrics"),
     ("POST", "/internal/load"),
     ("POST", "/internal/shutdown"),
     ("GET", "/nowhere"),
