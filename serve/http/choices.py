@@ -48,7 +48,8 @@ class Choice:
             case Started() if self.echo is not None and not self.request.prompt_logprobs:
                 yield Piece(self.echo)
             case PromptLogprobs(tokens=tokens) if self.echo is not None:
-                yield Piece(self.echo, self._text.prompt_fields(tokens, self.echo))
+                scored = self.request.n_logprobs is not None
+                yield Piece(self.echo, self._text.prompt_fields(tokens, self.echo) if scored else None)
             case Delta(text=text) if self.request.n_logprobs is None:
                 yield Piece(text)
             case Delta(text=text, logprobs=tokens):

@@ -244,7 +244,8 @@ class CompletionRequest(Sampled):
                 max_tokens=self.max_tokens,
                 stop=tuple(self.stop),
                 n_logprobs=self.logprobs,
-                prompt_logprobs=self.echo and self.logprobs is not None,
+                # Only a prompt that is to be scored may be asked for no answer at all.
+                prompt_logprobs=self.echo and (self.logprobs is not None or self.max_tokens == 0),
                 ignore_eos=self.ignore_eos,
                 client=client,
             )

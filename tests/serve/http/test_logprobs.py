@@ -135,6 +135,15 @@ async def test_echo_without_logprobs(serve):
     assert refused.value.param == "tokens"
 
 
+async def test_echo_alone(serve):
+    served = await serve()
+    async with served.openai() as client:
+        answer = await client.completions.create(model="tiny", prompt="AB", echo=True, max_tokens=0)
+    assert (answer.choices[0].text, answer.choices[0].logprobs) == ("AB", None)
+    # An engine takes 0 only together with this; otherwise it would be no limit.
+    assert (served.engine.requests[0].prompt_logprobs, served.engine.requests[0].max_tokens) == (True, 0)
+
+
 async def test_each_key_has_its_own_namespace(serve):
     served = await serve(options=ServerOptions(managed=False, api_key="secret"))
     body = {"model": "tiny", "messages": HELLO}
