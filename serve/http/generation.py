@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -21,6 +21,7 @@ from serve.http.replies import timing_fields, usage_fields
 from serve.http.sse import DONE, ChunkWriter, open_stream
 from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
+from serve.toolcalls.plan import ToolPlan
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class _Ask:
         n: Choices of one prompt.
         echo: Each choice begins with its prompt.
         include_usage: A stream ends with the usage.
+        tools: What is asked of tools, if anything.
     """
 
     kind: Kind
@@ -42,6 +44,14 @@ class _Ask:
     n: int
     echo: bool = False
     include_usage: bool = False
+    tools: ToolPlan | None = None
+
+    def on(self, engine: Engine) -> "_Ask":
+        """The same for a model that has its own way with tools."""
+        if self.tools is None:
+            return self
+        tool_format = engine.info.tool_format
+        return replace(self, requests=[self.tools.request(request, tool_format) for request in self.requests])
 
 
 class GenerationRoutes:
@@ -58,7 +68,7 @@ class GenerationRoutes:
         """``POST /v1/chat/completions``."""
         body = validate(ChatRequest, parse_json(await request.body()))
         requests = body.generate_requests(client_of(request))
-        ask = _Ask("chat", body.model, requests, body.n, include_usage=body.include_usage)
+        ask = _Ask("chat", body.model, requests, body.n, include_usage=body.include_usage, tools=body.tool_plan())
         return await self._answer(request, ask, body.stream)
 
     async def completions(self, request: Request) -> Response:
@@ -77,6 +87,7 @@ class GenerationRoutes:
         """The events of a streamed answer. The engine is kept until the generator is closed."""
         async with self._supervisor.engine(ask.model) as (manifest, engine):
             name, n_ctx = str(manifest.model_name), engine.info.n_ctx
+            ask = ask.on(engine)
             choices = await _choices(engine, ask)
             writer = ChunkWriter(
                 ask.kind, _answer_id(ask.kind), int(time.time()), name, len(choices), ask.include_usage
@@ -87,10 +98,13 @@ class GenerationRoutes:
                     if isinstance(event, Started):
                         yield writer.first(index)
                     for piece in choices[index].pieces(event):
-                        yield writer.text(index, piece.text, piece.logprobs)
+                        if piece.call is not None:
+                            yield writer.call(index, piece.call)
+                        else:
+                            yield writer.text(index, piece.text, piece.logprobs)
                     if isinstance(event, Finished):
                         usages[index] = event.usage
-                        yield writer.last(index, event.reason, event.usage, n_ctx)
+                        yield writer.last(index, choices[index].reason(event), event.usage, n_ctx)
             if ask.include_usage:
                 yield writer.usage([usages[index] for index in range(len(choices))], ask.n)
             yield DONE
@@ -98,6 +112,7 @@ class GenerationRoutes:
     async def _collect(self, ask: _Ask) -> dict[str, Any]:
         """The body of an answer in one piece."""
         async with self._supervisor.engine(ask.model) as (manifest, engine):
+            ask = ask.on(engine)
             choices = await _choices(engine, ask)
             async with aclosing(generate_all(engine, ask.requests)) as events:
                 async for index, event in events:
@@ -120,7 +135,9 @@ async def _choices(engine: Engine, ask: _Ask) -> list[Choice]:
     choices: list[Choice] = []
     for prompt_of in ask.requests[:: ask.n]:
         echo = await _prompt_text(engine, prompt_of.prompt) if ask.echo else None
-        choices += [Choice(ask.kind, request, echo) for request in ask.requests[len(choices) : len(choices) + ask.n]]
+        for request in ask.requests[len(choices) : len(choices) + ask.n]:
+            parser = None if ask.tools is None else ask.tools.parser(engine.info.tool_format)
+            choices.append(Choice(ask.kind, request, echo, parser, engine.info.tool_format))
     return choices
 
 

@@ -5,8 +5,8 @@ asks for nothing: :data:`INERT` lists them. ``reasoning_effort`` and ``verbosity
 sends them expects another answer.
 
 Our own additions: ``top_k``, ``min_p``, ``repeat_penalty``, ``repeat_last_n`` (as in
-:class:`serve.engine.types.SamplingParams`), ``ignore_eos`` and ``chat_template_kwargs`` (more names for the model's
-chat template).
+:class:`serve.engine.types.SamplingParams`), ``ignore_eos``, ``regex`` and ``grammar`` (what the whole answer must look
+like, see :mod:`serve.http.structured`) and ``chat_template_kwargs`` (more names for the model's chat template).
 """
 
 from dataclasses import replace
@@ -14,7 +14,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from serve.engine.constraint_types import Constraint
 from serve.engine.types import GenerateRequest, SamplingParams
+from serve.http.structured import ConstraintText, ResponseFormat, grammar_constraint, one_constraint
+from serve.http.tool_types import MAX_TOOLS, CallId, CallInMessage, ToolChoice, ToolDefinition, tool_plan
 from serve.http.wire_types import (
     MAX_MODEL_NAME,
     MAX_SEED,
@@ -27,6 +30,7 @@ from serve.http.wire_types import (
     refuse,
     text_of,
 )
+from serve.toolcalls.plan import ToolPlan
 
 MAX_PROMPTS = 64
 MAX_INPUTS = 2048
@@ -48,12 +52,8 @@ INERT: Inert = {
     "suffix": one_of(""),
     "service_tier": one_of("auto", "default"),
     "modalities": one_of(["text"]),
-    "response_format": one_of({"type": "text"}),
-    "tools": one_of([]),
     "functions": one_of([]),
-    "tool_choice": one_of("none", "auto"),
     "function_call": one_of("none", "auto"),
-    "parallel_tool_calls": anything,  # tools are refused, so it can mean nothing
     "audio": one_of(),
     "prediction": one_of(),
     "reasoning_effort": one_of(),
@@ -74,14 +74,34 @@ class ChatMessage(Wire):
         "annotations": one_of([]),
     }
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str, BeforeValidator(text_of)]
     name: str | None = Field(None, max_length=256)
+    tool_calls: list[CallInMessage] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_call_id: CallId | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_need_no_content(cls, raw: object) -> object:
+        if isinstance(raw, dict) and raw.get("tool_calls") and raw.get("content") is None:
+            return {**raw, "content": ""}
+        return raw
+
+    @model_validator(mode="after")
+    def _tools_where_they_belong(self) -> Self:
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise refuse("`tool_call_id` belongs to messages of the role `tool`, and to all of them.")
+        if self.tool_calls and self.role != "assistant":
+            raise refuse("`tool_calls` belong to messages of the assistant.")
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """As the chat template takes it."""
-        message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
-        return {**message, "name": self.name} if self.name is not None else message
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        more = {"tool_call_id": self.tool_call_id, "name": self.name}
+        return message | {name: value for name, value in more.items() if value is not None}
 
 
 class StreamOptions(Wire):
@@ -130,6 +150,8 @@ class Sampled(Wire):
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stop: Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] = Field(default_factory=list)
     ignore_eos: bool = False
+    regex: ConstraintText | None = None
+    grammar: ConstraintText | None = None
     n: int = Field(1, ge=1, le=MAX_N)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -144,6 +166,14 @@ class Sampled(Wire):
     def include_usage(self) -> bool:
         """A chunk with the usage is wanted."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    def constraint(self, *more: Constraint | None) -> Constraint | None:
+        """What the answer must look like; one of ``more``, ``regex`` and ``grammar``."""
+        return one_constraint(
+            *more,
+            None if self.regex is None else Constraint("regex", self.regex),
+            None if self.grammar is None else grammar_constraint(self.grammar),
+        )
 
     def sampling(self) -> SamplingParams:
         """How tokens are to be chosen."""
@@ -181,6 +211,10 @@ class ChatRequest(Sampled):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    response_format: ResponseFormat | None = None
+    tools: list[ToolDefinition] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
     chat_template_kwargs: Annotated[dict[str, bool | int | float | str], BeforeValidator(template_args)] = Field(
         default_factory=dict, max_length=32
     )
@@ -191,7 +225,18 @@ class ChatRequest(Sampled):
             raise refuse("`max_tokens` and `max_completion_tokens` contradict each other.")
         if self.top_logprobs and not self.logprobs:
             raise refuse("`top_logprobs` needs `logprobs` to be true.")
+        plan, constraint = self.tool_plan(), self._constraint()
+        if plan is not None and plan.force and constraint is not None:
+            raise refuse("A forced `tool_choice` decides what the answer looks like; nothing else can.")
         return self
+
+    def tool_plan(self) -> ToolPlan | None:
+        """What is asked of tools, if anything."""
+        called_before = any(message.tool_calls or message.tool_call_id for message in self.messages)
+        return tool_plan(self.tools, self.tool_choice, parallel=self.parallel_tool_calls, called_before=called_before)
+
+    def _constraint(self) -> Constraint | None:
+        return self.constraint(None if self.response_format is None else self.response_format.constraint())
 
     def generate_requests(self, client: str = "") -> list[GenerateRequest]:
         """As the engine takes them, one for each choice."""
@@ -204,6 +249,7 @@ class ChatRequest(Sampled):
             n_logprobs=self.top_logprobs if self.logprobs else None,
             ignore_eos=self.ignore_eos,
             client=client,
+            constraint=self._constraint(),
         )
         return self._choices(request)
 
@@ -232,6 +278,7 @@ class CompletionRequest(Sampled):
             raise refuse("`max_tokens` of 0 needs `echo`: there would be no answer.")
         if self.n * len(self.prompt) > MAX_CHOICES:
             raise refuse("`n` and `prompt` ask for more than {most} choices.", most=MAX_CHOICES)
+        self.constraint()  # refuses two at once
         return self
 
     def generate_requests(self, client: str = "") -> list[GenerateRequest]:
@@ -248,6 +295,7 @@ class CompletionRequest(Sampled):
                 prompt_logprobs=self.echo and (self.logprobs is not None or self.max_tokens == 0),
                 ignore_eos=self.ignore_eos,
                 client=client,
+                constraint=self.constraint(),
             )
             requests.extend(self._choices(request))
         return requests

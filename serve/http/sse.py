@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from localllm.errors import LocalLLMError
-from serve.engine.types import FinishReason, Usage
+from serve.engine.types import Usage
 from serve.http.dialects import error_body
 from serve.http.disconnect import ClientGoneError, unless_disconnected
 from serve.http.errors import ErrorReply, HTTPError, describe
@@ -63,7 +63,11 @@ class ChunkWriter:
         before, after = self._templates[index]
         return before + json.dumps(text).encode("ascii") + after
 
-    def last(self, index: int, reason: FinishReason, usage: Usage, n_ctx: int) -> bytes:
+    def call(self, index: int, call: dict[str, Any]) -> bytes:
+        """A chunk that begins a tool call or goes on with its arguments."""
+        return self._frame([self._choice(index, {"tool_calls": [call]})], **self._usage_null)
+
+    def last(self, index: int, reason: str, usage: Usage, n_ctx: int) -> bytes:
         """The chunk that ends a choice, with our own ``timings``."""
         choice = self._choice(index, {} if self._kind == "chat" else "", reason)
         return self._frame([choice], timings=timing_fields([usage], n_ctx), **self._usage_null)
@@ -72,7 +76,7 @@ class ChunkWriter:
         """The chunk after all choices, with the usage and no choice; as in :func:`usage_fields`."""
         return self._frame([], usage=usage_fields(usages, n))
 
-    def _choice(self, index: int, content: object, reason: FinishReason | None = None) -> dict[str, Any]:
+    def _choice(self, index: int, content: object, reason: str | None = None) -> dict[str, Any]:
         name = "delta" if self._kind == "chat" else "text"
         return {"index": index, name: content, "logprobs": None, "finish_reason": reason}
 

@@ -22,6 +22,7 @@ from serve.engine.types import (
     TokenLogprob,
     Usage,
 )
+from serve.toolcalls.types import ToolFormat
 from tests.fakes.gguf_files import write_tiny_gguf
 
 N_EMBD = 4
@@ -32,7 +33,7 @@ class Script:
     """What an engine answers: ``texts`` one by one, then ``error`` or a normal end.
 
     ``hold`` is the number of texts after which it waits for ``gate`` (None: never); ``refuse`` is raised before
-    anything is sent.
+    anything is sent. ``tool_format`` of the first one is the model's.
     """
 
     texts: Sequence[str] = ("Hello", " world", ".")
@@ -40,6 +41,7 @@ class Script:
     refuse: LocalLLMError | None = None
     hold: int | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    tool_format: ToolFormat = "plain"
 
 
 class ScriptedEngine:
@@ -55,7 +57,7 @@ class ScriptedEngine:
         self.closed = False
         self._scripts = scripts
         self._died = asyncio.Event()
-        self._info = EngineInfo("llama", spec.n_ctx or 256, 256, 275, N_EMBD, 1, True, pid)
+        self._info = EngineInfo("llama", spec.n_ctx or 256, 256, 275, N_EMBD, 1, True, pid, scripts[0].tool_format)
 
     @property
     def info(self) -> EngineInfo:

@@ -102,15 +102,16 @@ def test_fields_that_ask_for_nothing_are_accepted(field):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
         ("store", True),
         ("echo", True),
-        ("response_format", {"type": "json_object"}),
+        ("web_search_options", {}),
         ("reasoning_effort", "low"),
         ("service_tier", "priority"),
         ("best_of", 3),
         ("cache_prompt", True),
-        ("grammar", "root ::= x"),
+        ("json_schema", {}),
     ],
 )
 def test_unsupported_fields_are_refused_by_name(field, value):
