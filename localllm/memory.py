@@ -155,18 +155,22 @@ def memory_need(header: GGUFHeader, n_ctx: int, n_batch: int = _N_UBATCH, kv_byt
 
 
 def fit(
-    header: GGUFHeader, machine: MachineMemory, n_ctx: int = 0, n_batch: int = _N_UBATCH, kv_bytes: float = 2.0
+    model: GGUFHeader | ModelShape,
+    machine: MachineMemory,
+    n_ctx: int = 0,
+    n_batch: int = _N_UBATCH,
+    kv_bytes: float = 2.0,
 ) -> Fit:
     """Whether the model fits in the budget of ``machine``.
 
     Args:
-        header: The model.
+        model: The model, or what is known of its shape.
         machine: The machine; where other models are loaded already, give one with their need taken off the budget.
         n_ctx: Tokens of context; 0 chooses the largest that fits, up to 8192 and the model's own.
         n_batch: Tokens computed at once at most.
         kv_bytes: Bytes of one element in the KV cache.
     """
-    shape = model_shape(header)
+    shape = model if isinstance(model, ModelShape) else model_shape(model)
     if not n_ctx:
         most = min(shape.n_ctx_train or _USUAL_CONTEXT, _USUAL_CONTEXT)
         n_ctx = shape.largest_context(machine.budget, most, n_batch, kv_bytes) or _STEP
@@ -180,17 +184,22 @@ def fit(
 
 
 def require_fit(
-    header: GGUFHeader, machine: MachineMemory, n_ctx: int = 0, n_batch: int = _N_UBATCH, kv_bytes: float = 2.0
+    model: GGUFHeader | ModelShape,
+    machine: MachineMemory,
+    n_ctx: int = 0,
+    n_batch: int = _N_UBATCH,
+    kv_bytes: float = 2.0,
 ) -> Fit:
     """:func:`fit`, or an error with both numbers.
 
     Raises:
         MemoryFitError: The model does not fit; the hint names the context length that would, or a smaller model.
     """
-    found = fit(header, machine, n_ctx, n_batch, kv_bytes)
+    shape = model if isinstance(model, ModelShape) else model_shape(model)
+    found = fit(shape, machine, n_ctx, n_batch, kv_bytes)
     if found.fits:
         return found
-    possible = model_shape(header).largest_context(machine.budget, found.n_ctx, n_batch, kv_bytes)
+    possible = shape.largest_context(machine.budget, found.n_ctx, n_batch, kv_bytes)
     raise MemoryFitError(
         f"The model {found.reason}.",
         f"It fits with --ctx {possible} or less."

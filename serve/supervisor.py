@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from localllm.errors import EngineBusyError, ModelNotFoundError, RequestError, ServerError, UsageError
-from localllm.gguf_header import read_gguf_parts
+from localllm.errors import EngineBusyError, ModelNotFoundError, ServerError, UsageError
 from localllm.memory import KV_BYTES, Fit, MachineMemory, require_fit
+from localllm.memory_safetensors import files_shape
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from localllm.settings import Settings
@@ -93,7 +93,7 @@ class Supervisor:
         self._machine = machine
         self._start_engine = start_engine
         self._logs = logs
-        # The file's digest is part of the key: a model that was pulled anew is loaded anew.
+        # The files' digests are part of the key: a model that was pulled or tuned anew is loaded anew.
         self._slots: dict[tuple[str, str], _Slot] = {}
         # One load at a time: two could each find room that only one of them can have.
         self._load_lock = asyncio.Lock()
@@ -108,7 +108,6 @@ class Supervisor:
 
         Raises:
             ModelNotFoundError: The store has no such model.
-            RequestError: The model is of a format that cannot be served.
             InvalidModelError: Its file is damaged.
             MemoryFitError: It does not fit in this machine's memory.
             EngineBusyError: Models that are answering now hold the memory.
@@ -154,7 +153,7 @@ class Supervisor:
     def _slot(self, manifest: Manifest) -> _Slot:
         if self._closed:
             raise ServerError("The server is stopping.", "Ask again in a moment.")
-        key = (str(manifest.model_name), manifest.files[0].sha256 if manifest.files else "")
+        key = (str(manifest.model_name), " ".join(file.sha256 for file in manifest.files))
         return self._slots.setdefault(key, _Slot(manifest))
 
     async def _loaded(self, slot: _Slot) -> Engine:
@@ -176,9 +175,12 @@ class Supervisor:
             await self._bury_dead()
             machine = self._machine()
             path, fit = await asyncio.to_thread(self._check, slot.manifest, machine)
+            is_gguf = slot.manifest.format == "gguf"
             await self._make_room(slot, fit.need.total, machine.budget)
             spec = EngineSpec(
-                path=str(path),
+                # A GGUF model is its file, the others are the directory that config.json is in.
+                path=str(path if is_gguf else path.parent),
+                engine="llama" if is_gguf else "mlx",
                 n_ctx=fit.n_ctx,
                 n_threads=self._settings.threads,
                 n_gpu_layers=self._settings.gpu_layers,
@@ -200,15 +202,9 @@ class Supervisor:
 
     def _check(self, manifest: Manifest, machine: MachineMemory) -> tuple[Path, Fit]:
         """The file to load and the context that fits; reads the headers of its files, so it runs in a thread."""
-        if manifest.format != "gguf":
-            raise RequestError(
-                f"{manifest.model_name} is in {manifest.format.upper()} form, which this version cannot serve yet.",
-                "Pull the model as GGUF.",
-                "model",
-            )
         paths = self._store.paths(manifest)
-        kv_bytes = KV_BYTES[self._settings.kv_type]
-        return paths[0], require_fit(read_gguf_parts(paths), machine, self._settings.ctx, kv_bytes=kv_bytes)
+        shape = files_shape(paths, gpu_layers=self._settings.gpu_layers)
+        return paths[0], require_fit(shape, machine, self._settings.ctx, kv_bytes=KV_BYTES[self._settings.kv_type])
 
     async def _bury_dead(self) -> None:
         """Forget engines whose process has ended, so that their memory counts as free."""

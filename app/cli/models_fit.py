@@ -100,24 +100,20 @@ def run(args: argparse.Namespace, home: Home) -> int:
 
 
 def _measure(manifests: Sequence["Manifest"], store: "ModelStore", machine: "MachineMemory", n_ctx: int) -> list[_Row]:
-    """A row for each GGUF model; one that cannot be read is named on standard error."""
-    from localllm.gguf_header import read_gguf_parts  # deferred, as in run
-    from localllm.memory import fit, model_shape
+    """A row for each model; one that cannot be read is named on standard error."""
+    from localllm.memory import fit  # deferred, as in run
+    from localllm.memory_safetensors import files_shape
 
     rows = []
     for manifest in manifests:
         name = str(manifest.model_name)
-        if manifest.format != "gguf":
-            print(f"{name}: memory is known for GGUF models only; this one is {manifest.format}.", file=sys.stderr)
-            continue
         try:
-            header = read_gguf_parts(store.paths(manifest))
+            shape = files_shape(store.paths(manifest))
         except (InvalidModelError, StoreError) as error:
             print(f"{name}: {printable(error.message)}", file=sys.stderr)
             continue
-        shape = model_shape(header)
         largest = shape.largest_context(machine.budget, shape.n_ctx_train or _USUAL_CONTEXT)
-        rows.append(_Row(name, manifest.size, fit(header, machine, n_ctx), largest))
+        rows.append(_Row(name, manifest.size, fit(shape, machine, n_ctx), largest))
     return rows
 
 

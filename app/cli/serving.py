@@ -12,7 +12,6 @@ from localllm.sanitize import one_line
 from localllm.settings import Settings
 from serve.discovery import running_server, stop_managed
 from serve.engine.process import start_engine
-from serve.http.catalogue import SERVABLE
 from serve.http.server import DRAIN_SECONDS, Running, ServerOptions, run_server
 
 
@@ -64,7 +63,7 @@ async def _serve(
 async def _announce(running: Running, store: ModelStore, models: list[str], keyed: bool, *, as_json: bool) -> None:
     """Load the models, then tell where the server is and how it is used."""
     url = f"{running.record.base_url}/v1"
-    here = [str(manifest.model_name) for manifest in store.list() if manifest.format == SERVABLE]
+    here = [str(manifest.model_name) for manifest in store.list()]
     _say(f"Serving at {url}" + (" (key needed)" if keyed else ""))
     for name in models:
         _say(f"Loading {name}…")

@@ -1,21 +1,12 @@
 """What a model's own files say about it; the files are checked on the way."""
 
-import json
-import math
-import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from localllm.errors import InvalidModelError
 from localllm.gguf_header import read_gguf_parts
+from localllm.model_directory import SafeTensor, read_model_config, read_safetensors_header
 from localllm.sanitize import one_line
-
-_HEADER_MAX = 100 << 20  # bytes, the limit of the safetensors format itself
-_CONFIG_MAX = 16 << 20
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,60}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ def _describe_gguf(paths: Sequence[Path]) -> Description:
 
 
 def _describe_safetensors(paths: Sequence[Path]) -> Description:
-    config = _read_config(paths[0])
+    config = read_model_config(paths[0])
     quantization = config.get("quantization")
     bits = quantization.get("bits") if isinstance(quantization, dict) else None
     is_mlx = isinstance(bits, int) and 1 <= bits <= 16
@@ -75,9 +66,9 @@ def _describe_safetensors(paths: Sequence[Path]) -> Description:
     types: dict[str, int] = {}
     for path in paths:
         if path.suffix == ".safetensors":
-            for name, dtype, count in _tensors(path):
-                types[dtype] = types.get(dtype, 0) + count
-                parameters += _weights(name, dtype, count, bits if is_mlx and isinstance(bits, int) else 0)
+            for tensor in read_safetensors_header(path):
+                types[tensor.dtype] = types.get(tensor.dtype, 0) + tensor.n_elements
+                parameters += _weights(tensor, bits if is_mlx and isinstance(bits, int) else 0)
     dominant = max(types, key=lambda dtype: types[dtype]) if types else ""
     text_config = config.get("text_config")
     inner = text_config if isinstance(text_config, dict) else {}
@@ -94,53 +85,10 @@ def _describe_safetensors(paths: Sequence[Path]) -> Description:
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _CONFIG_MAX:
-            raise InvalidModelError("config.json is too large to be one.")
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InvalidModelError("config.json is not valid JSON.", "Pull the model again.") from error
-    if not isinstance(config, dict):
-        raise InvalidModelError("config.json holds no settings.", "Pull the model again.")
-    return config
-
-
-def _weights(name: str, dtype: str, count: int, bits: int) -> int:
+def _weights(tensor: SafeTensor, bits: int) -> int:
     """Weights in a tensor. MLX packs quantized ones into 32-bit words, with scales and biases beside them."""
     if not bits:
-        return count
-    if name.endswith((".scales", ".biases")):
+        return tensor.n_elements
+    if tensor.name.endswith((".scales", ".biases")):
         return 0
-    return count * 32 // bits if dtype == "U32" else count
-
-
-def _tensors(path: Path) -> list[tuple[str, str, int]]:
-    """Name, type and number of elements of each tensor of a safetensors file; its offsets are checked.
-
-    The format: a little-endian u64 length, that many bytes of JSON, then the data.
-    """
-    invalid = InvalidModelError(f"{path.name} is damaged.", "Pull the model again.")
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        head = handle.read(8)
-        if len(head) < 8 or not 2 <= (length := struct.unpack("<Q", head)[0]) <= min(_HEADER_MAX, size - 8):
-            raise invalid
-        try:
-            header = json.loads(handle.read(length))
-            tensors = []
-            for name, entry in header.items():
-                if name == "__metadata__":
-                    continue
-                begin, end = entry["data_offsets"]
-                dtype, shape = entry["dtype"], entry["shape"]
-                if (
-                    not (0 <= begin <= end <= size - 8 - length)
-                    or not _WORD.fullmatch(dtype)
-                    or min(shape, default=0) < 0
-                ):
-                    raise invalid
-                tensors.append((name, dtype, math.prod(shape)))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise invalid from error
-    return tensors
+    return tensor.n_elements * 32 // bits if tensor.dtype == "U32" else tensor.n_elements

@@ -13,7 +13,6 @@ from localllm.errors import ModelNotFoundError, UsageError
 from localllm.gguf_header import GGUFHeader, read_gguf_header
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
-from serve.http.catalogue import SERVABLE
 from serve.http.disconnect import unless_disconnected
 from serve.http.embeddings import check_dimensions
 from serve.http.errors import HTTPError
@@ -56,7 +55,7 @@ class OllamaModelRoutes:
     async def tags(self, _request: Request) -> Response:
         """``GET /api/tags``: what can be served."""
         manifests = await asyncio.to_thread(self._store.list)
-        return JSONResponse({"models": [_fields(manifest) for manifest in manifests if manifest.format == SERVABLE]})
+        return JSONResponse({"models": [_fields(manifest) for manifest in manifests]})
 
     async def ps(self, _request: Request) -> Response:
         """``GET /api/ps``: the models in memory. They have no ``expires_at``: they stay until memory is needed."""
@@ -98,7 +97,7 @@ class OllamaModelRoutes:
             "model_info": {},
             "capabilities": ["completion"],
         }
-        if manifest.format == SERVABLE:
+        if manifest.format == "gguf":
             header = read_gguf_header(self._store.paths(manifest)[0])
             shown.update(template=header.chat_template or "", model_info=_model_info(header, manifest))
         return shown

@@ -33,13 +33,16 @@ _CONFIG = {
 }
 
 
-def make_model(directory: Path, *, seed: int = 0, template: str | None = TEMPLATE, **config: object) -> Path:
+def make_model(
+    directory: Path, *, seed: int = 0, template: str | None = TEMPLATE, dtype: str = "float32", **config: object
+) -> Path:
     """Write the model.
 
     Args:
         directory: Made if it is not there.
         seed: Of the weights.
         template: The chat template, or None.
+        dtype: Of the weights: ``float32`` or ``float16``.
         config: Put into config.json beside the rest, or instead of it.
 
     Returns:
@@ -59,7 +62,8 @@ def make_model(directory: Path, *, seed: int = 0, template: str | None = TEMPLAT
     if template is not None:
         settings["chat_template"] = template
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
-    save_file(_weights(seed), directory / "model.safetensors", metadata={"format": "mlx"})
+    weights = {name: array.astype(dtype) for name, array in _weights(seed).items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "mlx"})
     return directory
 
 

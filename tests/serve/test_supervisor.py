@@ -13,16 +13,17 @@ from localllm.errors import (
     InvalidModelError,
     MemoryFitError,
     ModelNotFoundError,
-    RequestError,
     ServerError,
 )
 from localllm.gguf_header import read_gguf_header
 from localllm.memory import MachineMemory, fit
+from localllm.models.pull import pull
 from localllm.models.store import ModelStore
 from localllm.settings import Settings
 from serve.engine.types import GenerateRequest
 from serve.supervisor import Supervisor
 from tests.fakes.engine import EngineStarter, Script, add_model
+from tests.fakes.mlx_models import N_CTX, make_model
 
 PLENTY = MachineMemory(64 << 30, 64 << 30, 48 << 30)
 
@@ -195,13 +196,25 @@ async def test_a_damaged_file_is_refused_before_anything_starts(supervise, start
     assert starter.attempts == 0
 
 
-@pytest.mark.parametrize("form", ["mlx", "hf"])
-async def test_other_formats_are_refused(supervise, home, form):
+async def test_a_directory_of_safetensors_is_loaded_by_mlx(supervise, starter, home, tmp_path):
+    supervisor = supervise(threads=1)
+    manifest = pull(str(make_model(tmp_path / "tuned")), ModelStore(home))
+    assert manifest.format == "hf"
+    await use(supervisor, "tuned")
+    spec = starter.started[0].spec
+    assert (spec.engine, spec.path, spec.n_ctx) == ("mlx", str(home.models / "tuned" / manifest.variant), N_CTX)
+    await use(supervisor, "a")
+    assert starter.started[1].spec.engine == "llama"
+
+
+async def test_a_model_tuned_anew_is_loaded_anew(supervise, starter, home, tmp_path):
     supervisor = supervise()
-    add_model(home, "other", form=form)
-    with pytest.raises(RequestError, match=f"{form.upper()} form") as error:
-        await use(supervisor, "other")
-    assert error.value.param == "model"
+    store = ModelStore(home)
+    for seed in (0, 1):  # other weights below the same config.json
+        manifest = pull(str(make_model(tmp_path / str(seed) / "tuned", seed=seed)), store)
+        await use(supervisor, "tuned")
+        store.remove(manifest)
+    assert starter.attempts == 2
 
 
 @pytest.mark.parametrize("name", ["nothing", "../a", "/tmp", "a/f16", "", "a:f16:x", "a\0"])

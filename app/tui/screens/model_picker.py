@@ -55,12 +55,10 @@ class Row:
 def check_fit(store: ModelStore, manifest: Manifest, row: Row, n_ctx: int, memory_gb: float) -> Row:
     """Read a model's header and say whether it fits. Reads the disk: call it in a thread."""
     # 20 ms of imports that only this list needs.
-    from localllm.gguf_header import read_gguf_parts
+    from localllm.memory_safetensors import files_shape
 
-    if manifest.format != "gguf":
-        return replace(row, verdict="unknown", detail=manifest.format)
     try:
-        found = fit(read_gguf_parts(store.paths(manifest)), machine_memory(memory_gb), n_ctx)
+        found = fit(files_shape(store.paths(manifest)), machine_memory(memory_gb), n_ctx)
     except LocalLLMError:
         return replace(row, verdict="unknown", detail="cannot be read")
     if not found.fits:

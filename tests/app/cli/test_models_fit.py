@@ -8,7 +8,10 @@ from app.cli.main import main
 from localllm import memory
 from localllm.memory import MachineMemory
 from localllm.models.manifest import Manifest, ModelFile, write_manifest
+from localllm.models.pull import pull
+from localllm.models.store import ModelStore
 from tests.fakes.gguf_files import write_tiny_gguf
+from tests.fakes.mlx_models import N_CTX, make_model
 
 GB = 1_000_000_000
 
@@ -75,16 +78,20 @@ def test_the_settings_count(home, capsys):
     assert "none" in capsys.readouterr().out
 
 
-def test_a_damaged_model_and_one_of_another_format_are_named(home, capsys):
+def test_a_damaged_model_is_named(home, capsys):
     add_model(home)
     path = add_model(home, "cut")
     path.write_bytes(path.read_bytes()[:5000])
-    add_model(home, "tuned", "mlx")
     assert main(["models", "fit"]) == 0
     captured = capsys.readouterr()
     assert "tiny:f16" in captured.out
     assert "cut:f16: model.gguf is not a valid GGUF file" in captured.err
-    assert "tuned:f16: memory is known for GGUF models only" in captured.err
+
+
+def test_a_directory_of_safetensors_is_measured_too(home, capsys, tmp_path):
+    pull(str(make_model(tmp_path / "tuned")), ModelStore(home))
+    (model,) = fit_json(capsys)["models"]
+    assert (model["name"], model["n_ctx"], model["fits"]) == ("tuned:f32", N_CTX, True)
 
 
 def test_an_unknown_model(home, capsys):
