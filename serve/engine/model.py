@@ -1,13 +1,11 @@
 """What the worker asks of a loaded model, whichever library runs it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from serve.engine.constraint_types import TokenMatcher
 from serve.engine.request import Job, JobEvent
 from serve.engine.types import Embeddings, EngineInfo, GenerateRequest
-
-if TYPE_CHECKING:
-    from serve.engine.constrained import TokenMatcher  # imports llama.cpp
 
 
 class Batching(Protocol):
@@ -58,7 +56,7 @@ class Model(Protocol):
     def shown(self, texts: Sequence[str]) -> frozenset[int]:
         """The special tokens that ``texts`` name; texts that are no token of this vocabulary name none."""
 
-    def matcher(self, request: GenerateRequest) -> "TokenMatcher | None":
+    def matcher(self, request: GenerateRequest) -> TokenMatcher | None:
         """A matcher for the answer, where its form is constrained.
 
         Raises:
