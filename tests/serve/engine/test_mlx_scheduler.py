@@ -1,0 +1,178 @@
+"""The MLX scheduler with a tiny model, step by step."""
+
+import pytest
+
+from localllm.errors import ContextLengthError, EngineBusyError, RequestError
+from serve.engine.mlx_scheduler import MLXScheduler
+from serve.engine.mlx_vocabulary import load_vocabulary
+from serve.engine.mlx_weights import Weights
+from serve.engine.request import Job
+from serve.engine.types import Delta, Finished, SamplingParams, Started
+from tests.fakes.mlx_models import make_model
+
+GREEDY = SamplingParams(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    directory = make_model(tmp_path_factory.mktemp("mlx") / "tiny")
+    return Weights(directory), load_vocabulary(directory, [])
+
+
+@pytest.fixture
+def make(parts):
+    def make(**fields):
+        return MLXScheduler(*parts, **{"n_ctx": 256, "n_batch": 64, "n_parallel": 4} | fields)
+
+    return make
+
+
+def job(number, prompt=(10, 11, 12), **fields):
+    return Job(**{"id": number, "prompt": tuple(prompt), "sampling": GREEDY, "ignore_eos": True} | fields)
+
+
+def run(scheduler, steps=1000):
+    events = []
+    for _ in range(steps):
+        if scheduler.idle:
+            break
+        events += scheduler.step()
+    return events
+
+
+def kinds(events, number):
+    return [type(event) for owner, event in events if owner == number]
+
+
+def n_told(events, number):
+    return sum(event.n_tokens for owner, event in events if owner == number and isinstance(event, Delta))
+
+
+def test_no_more_run_than_may_and_all_end(make):
+    scheduler = make(n_parallel=2)
+    for number in range(5):
+        scheduler.submit(job(number, max_tokens=6))
+    started, most = set(), 0
+    while not scheduler.idle:
+        for number, event in scheduler.step():
+            if isinstance(event, Started):
+                started.add(number)
+            if isinstance(event, Finished):
+                started.discard(number)
+                assert event.usage.n_completion == 6
+        most = max(most, len(started))
+    assert most == 2
+
+
+def test_too_many_waiting_are_refused(make):
+    scheduler = make(max_waiting=2)
+    for number in range(2):
+        scheduler.submit(job(number))
+    with pytest.raises(EngineBusyError):
+        scheduler.submit(job(2))
+
+
+def test_what_cannot_run_is_refused_at_once(make):
+    scheduler = make()
+    with pytest.raises(ContextLengthError, match="256"):
+        scheduler.submit(job(0, prompt=[10] * 256))
+    with pytest.raises(RequestError, match="vocabulary"):
+        scheduler.submit(job(0, sampling=SamplingParams(logit_bias=((100_000, 1.0),))))
+    assert scheduler.idle
+
+
+def test_clients_take_turns(make):
+    scheduler = make(n_parallel=2)
+    for number in range(4):
+        scheduler.submit(job(number, max_tokens=3, client="many"))
+    scheduler.submit(job(4, max_tokens=3, client="one"))
+    order = [number for number, event in run(scheduler) if isinstance(event, Started)]
+    assert order == [0, 4, 1, 2, 3]
+
+
+def test_a_long_prompt_comes_in_slices_while_others_decode(make):
+    scheduler = make(n_ctx=2048, n_batch=512)
+    scheduler.submit(job(0, max_tokens=60))
+    run(scheduler, steps=3)
+    scheduler.submit(job(1, prompt=[20 + n % 50 for n in range(500)], max_tokens=2))
+    events = run(scheduler, steps=3)
+    assert n_told(events, 0) >= 2, "it went on"
+    assert kinds(events, 1) == [Started], "two slices of at most 256, then the last token"
+    assert Finished in kinds(run(scheduler), 1)
+
+
+def test_cancelling_frees_at_once_wherever_it_is(make):
+    scheduler = make(n_parallel=1, n_batch=16)
+    for number in range(3):
+        scheduler.submit(job(number, prompt=[10] * 100))
+    scheduler.cancel(2)  # waits
+    run(scheduler, steps=2)
+    scheduler.cancel(0)  # is being read
+    run(scheduler, steps=15)
+    scheduler.cancel(1)  # answers
+    scheduler.cancel(77)
+    assert scheduler.idle
+    assert scheduler.step() == []
+    scheduler.submit(job(5, max_tokens=2))
+    assert kinds(run(scheduler), 5)[-1] is Finished
+
+
+def test_the_longest_row_counts_for_every_row(make):
+    scheduler = make()  # 256 tokens: two rows of 128
+    scheduler.submit(job(0, prompt=[10] * 100, max_tokens=5))
+    scheduler.submit(job(1, max_tokens=5))
+    scheduler.submit(job(2, max_tokens=5))
+    events = run(scheduler)
+    order = [(number, type(event)) for number, event in events if not isinstance(event, Delta)]
+    assert order.index((1, Started)) < order.index((0, Finished))
+    assert order.index((2, Started)) > order.index((1, Finished)), "three rows of 100 are too many"
+
+
+def test_the_youngest_gives_way_and_ends_the_same(make):
+    alone = make()
+    alone.submit(job(1, prompt=[30, 31], max_tokens=150))
+    wanted = "".join(event.text for _, event in run(alone) if isinstance(event, Delta))
+    scheduler = make()
+    scheduler.submit(job(0, max_tokens=180))
+    scheduler.submit(job(1, prompt=[30, 31], max_tokens=150))
+    events = run(scheduler)
+    assert "".join(event.text for number, event in events if number == 1 and isinstance(event, Delta)) == wanted
+    assert kinds(events, 1).count(Started) == 1
+    finished = [number for number, event in events if isinstance(event, Finished)]
+    assert finished == [0, 1]
+
+
+def test_what_is_kept_stays_within_the_cache(make, parts):
+    weights, _ = parts
+    scheduler = make()
+    for number in range(12):
+        scheduler.submit(job(number, prompt=[10 + number] * 60, max_tokens=2))
+        run(scheduler)
+    scheduler.submit(job(99, prompt=[5] * 200, max_tokens=2))
+    scheduler.step()
+    assert scheduler._kept.nbytes <= 56 * weights.kv_bytes
+    run(scheduler)
+
+
+def test_a_second_turn_starts_from_the_first(make):
+    scheduler = make()
+    prompt = tuple(range(10, 50))
+    scheduler.submit(job(0, prompt=prompt, max_tokens=10))
+    run(scheduler)
+    scheduler.submit(job(1, prompt=(*prompt, 7, 8, 9), max_tokens=1))
+    [started] = [event for _, event in run(scheduler) if isinstance(event, Started)]
+    assert started.n_cached == 40
+
+
+def test_the_end_of_a_turn_ends_it_and_is_not_shown(make, parts):
+    _, vocabulary = parts
+    end = min(vocabulary.end_tokens)
+    sampling = SamplingParams(temperature=0, logit_bias=((end, 100.0),))
+    scheduler = make()
+    scheduler.submit(job(0, sampling=sampling, ignore_eos=False))
+    events = run(scheduler)
+    assert kinds(events, 0) == [Started, Finished]
+    assert (events[-1][1].reason, events[-1][1].usage.n_completion) == ("stop", 1)
+    scheduler.submit(job(1, sampling=sampling, shown=frozenset({end}), max_tokens=3))
+    text = "".join(event.text for _, event in run(scheduler) if isinstance(event, Delta))
+    assert text == vocabulary.token_text(end).decode() * 3
