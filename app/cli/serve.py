@@ -1,4 +1,4 @@
-"""``localllm serve [MODEL…]``: the OpenAI-compatible server, in the foreground."""
+"""``localllm serve [MODEL…]``: the server of the APIs, in the foreground."""
 
 import argparse
 import os
@@ -16,7 +16,10 @@ _EXAMPLES = """examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.description = "Serve the models of the store with OpenAI's API, on this machine only unless a key is set."
+    parser.description = (
+        "Serve the models of the store with OpenAI's, Anthropic's and Ollama's APIs, on this machine only unless a key "
+        "is set. /docs lists everything that it answers."
+    )
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("models", nargs="*", metavar="MODEL", help="load these now; the others when they are asked for")

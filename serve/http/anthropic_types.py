@@ -10,7 +10,18 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from serve.engine.types import GenerateRequest, SamplingParams
 from serve.http.openai_types import Stop
-from serve.http.wire_types import MAX_MODEL_NAME, MAX_STOPS, UNSUPPORTED, Inert, Wire, anything, one_of, refuse, text_of
+from serve.http.wire_types import (
+    MAX_MODEL_NAME,
+    MAX_STOPS,
+    UNSUPPORTED,
+    Inert,
+    TextPart,
+    Wire,
+    anything,
+    one_of,
+    refuse,
+    text_of,
+)
 
 INERT: Inert = {
     "metadata": anything,
@@ -31,7 +42,7 @@ def _text(content: object) -> object:
     return text_of(content, also=frozenset({"cache_control"}))
 
 
-_Text = Annotated[str, BeforeValidator(_text)]
+_Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str | list[TextPart])]
 
 
 class Turn(Wire):

@@ -17,7 +17,9 @@ from serve.http.activity import Activity, ActivityMeter
 from serve.http.anthropic import AnthropicRoutes
 from serve.http.catalogue import CatalogueRoutes, InternalRoutes
 from serve.http.disconnect import ClientGoneError
+from serve.http.docs_page import DocsRoutes
 from serve.http.embeddings import EmbeddingsRoutes
+from serve.http.endpoints import AllRoutes, endpoints
 from serve.http.errors import HTTPError
 from serve.http.generation import GenerationRoutes
 from serve.http.guards import MAX_BODY, BodyGuard, HostGuard, KeyGuard, Keys
@@ -67,37 +69,20 @@ def create_app(
         metrics: Count the requests.
         stop: Makes the server finish and stop.
     """
-    generation, embeddings = GenerationRoutes(supervisor), EmbeddingsRoutes(supervisor)
-    tokens, anthropic = TokenRoutes(supervisor), AnthropicRoutes(supervisor)
-    responses = ResponsesRoutes(supervisor)
-    ollama, ollama_models = OllamaRoutes(supervisor), OllamaModelRoutes(supervisor, store)
-    catalogue, internal = CatalogueRoutes(store), InternalRoutes(supervisor, metrics, stop)
-    routes = [
-        Route("/v1/models", catalogue.models, methods=["GET"]),
-        Route("/v1/models/{model:path}", catalogue.model, methods=["GET"]),
-        Route("/v1/chat/completions", generation.chat, methods=["POST"]),
-        Route("/v1/completions", generation.completions, methods=["POST"]),
-        Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
-        Route("/v1/responses", responses.responses, methods=["POST"]),
-        Route("/v1/rerank", embeddings.rerank, methods=["POST"]),
-        Route("/v1/messages", anthropic.messages, methods=["POST"]),
-        Route("/v1/messages/count_tokens", anthropic.count_tokens, methods=["POST"]),
-        Route("/", ollama_models.greet, methods=["GET"]),
-        Route("/api/chat", ollama.chat, methods=["POST"]),
-        Route("/api/generate", ollama.generate, methods=["POST"]),
-        Route("/api/embed", ollama_models.embed, methods=["POST"]),
-        Route("/api/tags", ollama_models.tags, methods=["GET"]),
-        Route("/api/show", ollama_models.show, methods=["POST"]),
-        Route("/api/ps", ollama_models.ps, methods=["GET"]),
-        Route("/api/version", ollama_models.version, methods=["GET"]),
-        *(Route(path, ollama_models.unsupported, methods=["POST", "DELETE", "HEAD"]) for path in UNSUPPORTED_PATHS),
-        Route("/tokenize", tokens.tokenize, methods=["POST"]),
-        Route("/detokenize", tokens.detokenize, methods=["POST"]),
-        Route("/health", internal.health, methods=["GET"]),
-        Route("/metrics", internal.metrics, methods=["GET"]),
-        Route("/internal/load", internal.load, methods=["POST"]),
-        Route("/internal/shutdown", internal.shutdown, methods=["POST"]),
-    ]
+    all_routes = AllRoutes(
+        generation=GenerationRoutes(supervisor),
+        embeddings=EmbeddingsRoutes(supervisor),
+        responses=ResponsesRoutes(supervisor),
+        anthropic=AnthropicRoutes(supervisor),
+        ollama=OllamaRoutes(supervisor),
+        ollama_models=OllamaModelRoutes(supervisor, store),
+        tokens=TokenRoutes(supervisor),
+        catalogue=CatalogueRoutes(store),
+        internal=InternalRoutes(supervisor, metrics, stop),
+    )
+    table = endpoints(all_routes)
+    routes = [Route(endpoint.path, endpoint.handler, methods=[endpoint.method]) for endpoint in table]
+    routes += _undocumented(all_routes, DocsRoutes(table))
     app = Starlette(
         routes=routes,
         middleware=[
@@ -116,6 +101,18 @@ def create_app(
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _undocumented(routes: AllRoutes, docs: DocsRoutes) -> list[Route]:
+    """The documentation itself, what is refused by name, and what is for our own app."""
+    unsupported = routes.ollama_models.unsupported
+    return [
+        Route("/openapi.json", docs.openapi, methods=["GET"]),
+        Route("/docs", docs.page, methods=["GET"]),
+        Route("/v1/rerank", routes.embeddings.rerank, methods=["POST"]),
+        *(Route(path, unsupported, methods=["POST", "DELETE", "HEAD"]) for path in UNSUPPORTED_PATHS),
+        Route("/internal/shutdown", routes.internal.shutdown, methods=["POST"]),
+    ]
 
 
 async def _localllm_error(request: Request, error: Exception) -> Response:

@@ -19,12 +19,12 @@ from serve.http.fanout import generate_all
 from serve.http.guards import client_of
 from serve.http.json_body import parse_json
 from serve.http.logprobs import chat_token
-from serve.http.ollama_types import ChatRequest, GenerateTextRequest
+from serve.http.ollama_types import OllamaChatRequest, OllamaGenerateRequest
 from serve.http.sse import StreamStyle, open_stream
 from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
 
-_Asked = ChatRequest | GenerateTextRequest
+_Asked = OllamaChatRequest | OllamaGenerateRequest
 
 
 def _line(record: dict[str, Any]) -> bytes:
@@ -46,11 +46,11 @@ class OllamaRoutes:
 
     async def chat(self, request: Request) -> Response:
         """``POST /api/chat``."""
-        return await self._answer(request, validate(ChatRequest, parse_json(await request.body())))
+        return await self._answer(request, validate(OllamaChatRequest, parse_json(await request.body())))
 
     async def generate(self, request: Request) -> Response:
         """``POST /api/generate``."""
-        return await self._answer(request, validate(GenerateTextRequest, parse_json(await request.body())))
+        return await self._answer(request, validate(OllamaGenerateRequest, parse_json(await request.body())))
 
     async def _answer(self, request: Request, asked: _Asked) -> Response:
         if asked.loads_only:
@@ -108,7 +108,7 @@ def _head(model: str) -> dict[str, Any]:
 
 def _content(asked: _Asked, text: str, tokens: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
     logprobs = {"logprobs": [chat_token(token) for token in tokens]} if tokens else {}
-    if isinstance(asked, ChatRequest):
+    if isinstance(asked, OllamaChatRequest):
         return {"message": {"role": "assistant", "content": text}, **logprobs}
     return {"response": text, **logprobs}
 

@@ -58,7 +58,9 @@ class Options(Wire):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    stop: Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] = Field(default_factory=list)
+    stop: Annotated[
+        list[Stop], BeforeValidator(_as_list, json_schema_input_type=Stop | list[Stop]), Field(max_length=MAX_STOPS)
+    ] = Field(default_factory=list)
     num_predict: Annotated[int, AfterValidator(_n_predict)] = -1
     num_ctx: int | None = Field(None, ge=1)
 
@@ -135,7 +137,7 @@ class Message(Wire):
     content: str = ""
 
 
-class ChatRequest(_Generating):
+class OllamaChatRequest(_Generating):
     """``POST /api/chat``."""
 
     messages: list[Message] = Field(default_factory=list)
@@ -151,7 +153,7 @@ class ChatRequest(_Generating):
         return self._request(client, messages=messages)
 
 
-class GenerateTextRequest(_Generating):
+class OllamaGenerateRequest(_Generating):
     """``POST /api/generate``."""
 
     prompt: str = ""
@@ -183,7 +185,11 @@ class EmbedRequest(Wire):
     INERT: ClassVar[Inert] = {"truncate": one_of(False), "options": one_of({})}
 
     model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
-    input: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_INPUTS)]
+    input: Annotated[
+        list[str],
+        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+        Field(min_length=1, max_length=MAX_INPUTS),
+    ]
     keep_alive: Annotated[float | str, AfterValidator(_duration)] = "5m"
     dimensions: int | None = Field(None, ge=1)
 

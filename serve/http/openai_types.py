@@ -24,6 +24,7 @@ from serve.http.wire_types import (
     MAX_STOP_LENGTH,
     MAX_STOPS,
     Inert,
+    TextPart,
     Wire,
     anything,
     one_of,
@@ -75,7 +76,7 @@ class ChatMessage(Wire):
     }
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, BeforeValidator(text_of)]
+    content: Annotated[str, BeforeValidator(text_of, json_schema_input_type=str | list[TextPart])]
     name: str | None = Field(None, max_length=256)
     tool_calls: list[CallInMessage] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_call_id: CallId | None = None
@@ -148,7 +149,11 @@ class Sampled(Wire):
         default_factory=dict
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    stop: Annotated[list[Stop], BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] = Field(default_factory=list)
+    stop: Annotated[
+        list[Stop],
+        BeforeValidator(_as_list, json_schema_input_type=Stop | list[Stop]),
+        Field(max_length=MAX_STOPS),
+    ] = Field(default_factory=list)
     ignore_eos: bool = False
     regex: ConstraintText | None = None
     grammar: ConstraintText | None = None
@@ -262,12 +267,13 @@ def _prompts(given: object) -> object:
 
 
 _Prompt = str | Annotated[list[TokenId], Field(min_length=1)]
+_Prompts = Annotated[list[_Prompt], BeforeValidator(_prompts, json_schema_input_type=_Prompt | list[_Prompt])]
 
 
 class CompletionRequest(Sampled):
     """``POST /v1/completions``. Without ``max_tokens`` the answer has 16 tokens at most, as OpenAI documents it."""
 
-    prompt: Annotated[list[_Prompt], BeforeValidator(_prompts), Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: Annotated[_Prompts, Field(min_length=1, max_length=MAX_PROMPTS)]
     max_tokens: int | None = Field(_LEGACY_MAX_TOKENS, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
@@ -307,7 +313,7 @@ class EmbeddingsRequest(Wire):
     INERT: ClassVar[Inert] = {"user": anything}
 
     model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
-    input: Annotated[list[_Prompt], BeforeValidator(_prompts), Field(min_length=1, max_length=MAX_INPUTS)]
+    input: Annotated[_Prompts, Field(min_length=1, max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
 

@@ -39,6 +39,13 @@ def _item_text(content: object) -> object:
     return text_of(content, also=frozenset({"annotations", "logprobs"}), kinds=frozenset({"input_text", "output_text"}))
 
 
+class ItemText(Wire):
+    """A part of an item's content."""
+
+    type: Literal["input_text", "output_text"]
+    text: str
+
+
 class Item(Wire):
     """One message of the input; the assistant's may be an output item as it came."""
 
@@ -50,14 +57,14 @@ class Item(Wire):
     }
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_item_text)]
+    content: Annotated[str, BeforeValidator(_item_text, json_schema_input_type=str | list[ItemText])]
 
     def as_dict(self) -> dict[str, Any]:
         """As the chat template takes it."""
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
-class StreamOptions(Wire):
+class ResponsesStreamOptions(Wire):
     """``stream_options``; padding against listeners has no use on loopback."""
 
     include_obfuscation: bool = False
@@ -73,7 +80,7 @@ class ResponsesRequest(Wire):
     INERT: ClassVar[Inert] = INERT
 
     model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
-    input: Annotated[list[Item], BeforeValidator(_items), Field(min_length=1)]
+    input: Annotated[list[Item], BeforeValidator(_items, json_schema_input_type=str | list[Item]), Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(SamplingParams.temperature, ge=0, le=5)
@@ -82,7 +89,7 @@ class ResponsesRequest(Wire):
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: ResponsesStreamOptions | None = None
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Self:

@@ -1,7 +1,7 @@
 """What the requests of every API here have in common: exact types, and refusals that name the field."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -77,6 +77,13 @@ def text_of(
             raise refuse("A text part has the fields `type` and `text`.")
         texts.append(part["text"])
     return "\n".join(texts)
+
+
+class TextPart(Wire):
+    """A part of a message's content, as :func:`text_of` takes it."""
+
+    type: Literal["text"]
+    text: str
 
 
 _Request = TypeVar("_Request", bound=Wire)

@@ -35,6 +35,8 @@ ROUTES = [
     ("POST", "/detokenize"),
     ("GET", "/health"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/docs"),
     ("POST", "/internal/load"),
     ("POST", "/internal/shutdown"),
     ("GET", "/nowhere"),

@@ -13,7 +13,7 @@ from localllm.models.manifest import Manifest
 from serve.engine.types import SamplingParams
 from serve.http.errors import HTTPError
 from serve.http.ollama_models import _model_info, _short
-from serve.http.ollama_types import ChatRequest, EmbedRequest, GenerateTextRequest, ShowRequest
+from serve.http.ollama_types import EmbedRequest, OllamaChatRequest, OllamaGenerateRequest, ShowRequest
 from serve.http.wire_types import validate
 from tests.fakes.engine import Script
 
@@ -205,16 +205,16 @@ async def test_a_client_that_goes_away_cancels(serve, eventually):
 @pytest.mark.parametrize(
     ("kind", "more", "param"),
     [
-        (ChatRequest, {"format": "json"}, "format"),
-        (ChatRequest, {"tools": [{"type": "function"}]}, "tools"),
-        (ChatRequest, {"options": {"num_gpu": 3}}, "options.num_gpu"),
-        (ChatRequest, {"options": {"mirostat": 1}}, "options.mirostat"),
-        (ChatRequest, {"options": {"typical_p": 0.5}}, "options.typical_p"),
-        (GenerateTextRequest, {"suffix": "x"}, "suffix"),
-        (GenerateTextRequest, {"template": "x"}, "template"),
-        (GenerateTextRequest, {"context": [1]}, "context"),
-        (GenerateTextRequest, {"images": ["aGk="]}, "images"),
-        (GenerateTextRequest, {"width": 5}, "width"),
+        (OllamaChatRequest, {"format": "json"}, "format"),
+        (OllamaChatRequest, {"tools": [{"type": "function"}]}, "tools"),
+        (OllamaChatRequest, {"options": {"num_gpu": 3}}, "options.num_gpu"),
+        (OllamaChatRequest, {"options": {"mirostat": 1}}, "options.mirostat"),
+        (OllamaChatRequest, {"options": {"typical_p": 0.5}}, "options.typical_p"),
+        (OllamaGenerateRequest, {"suffix": "x"}, "suffix"),
+        (OllamaGenerateRequest, {"template": "x"}, "template"),
+        (OllamaGenerateRequest, {"context": [1]}, "context"),
+        (OllamaGenerateRequest, {"images": ["aGk="]}, "images"),
+        (OllamaGenerateRequest, {"width": 5}, "width"),
         (EmbedRequest, {"input": "a", "truncate": True}, "truncate"),
         (ShowRequest, {"verbose": True}, "verbose"),
     ],
@@ -240,13 +240,13 @@ def test_what_is_not_supported_is_refused_by_name(kind, more, param):
 )
 def test_wrong_values_are_named(more, param):
     with pytest.raises(HTTPError) as error:
-        validate(ChatRequest, {**CHAT, **more})
+        validate(OllamaChatRequest, {**CHAT, **more})
     assert error.value.param.startswith(param)
 
 
 def test_a_raw_prompt_has_no_system():
     with pytest.raises(HTTPError):
-        validate(GenerateTextRequest, {"model": "tiny", "prompt": "x", "raw": True, "system": "y"})
+        validate(OllamaGenerateRequest, {"model": "tiny", "prompt": "x", "raw": True, "system": "y"})
 
 
 @pytest.mark.parametrize(
