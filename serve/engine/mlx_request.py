@@ -18,6 +18,7 @@ class Running:
         arrived: When it was asked, in the scheduler's clock.
         n_cached: Tokens whose KV was there when it was first admitted.
         started: It was admitted before.
+        reading: Since its (last) admission no token has come: mlx-lm has not read all of its prompt.
         first_token: When it got its first token; 0 before.
         logprobs: Those of generated tokens that no Delta has told of.
         n_told: Generated tokens that a Delta has told of.
@@ -29,6 +30,7 @@ class Running:
     arrived: float
     n_cached: int = 0
     started: bool = False
+    reading: bool = True
     first_token: float = 0.0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     n_told: int = 0

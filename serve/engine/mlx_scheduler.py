@@ -22,14 +22,13 @@ from serve.engine.mlx_request import Running
 from serve.engine.mlx_sampler import TokenSampler
 from serve.engine.mlx_vocabulary import Vocabulary
 from serve.engine.mlx_weights import Weights
+from serve.engine.pace import Pace
 from serve.engine.request import Job, JobEvent
 from serve.engine.text import TextStream
 from serve.engine.types import FinishReason, PromptLogprobs, Started, TokenLogprob
 
 log = logging.getLogger(__name__)
 
-# While others decode, prompts enter in slices of at most this many tokens together, so that they never wait long.
-_SLICE_WHILE_DECODING = 256
 # A request is admitted only when this much more than its prompt is free: answers grow.
 _HEADROOM = 32
 # Prompts that are read together.
@@ -69,6 +68,7 @@ class MLXScheduler:
         self._n_parallel = n_parallel
         self._max_waiting = max_waiting
         self._clock = clock
+        self._pace = Pace()
         self._waiting: deque[Running] = deque()
         self._running: dict[int, Running] = {}  # by mlx-lm's uid, in order of admission
         self._kept: Any = LRUPromptCache(_N_KEPT)
@@ -120,12 +120,7 @@ class MLXScheduler:
         self._make_room()
         if not self._running:
             return events
-        # With nobody to keep waiting a slice may be long; mlx-lm reads this size at every step.
-        n_reading = sum(not request.n_generated for request in self._running.values())
-        slice_size = self._n_batch if n_reading == len(self._running) else _SLICE_WHILE_DECODING
-        self._generator.prefill_step_size = max(1, min(slice_size, self._n_batch) // max(1, n_reading))
-        _, answers = self._generator.next()
-        for answer in answers:
+        for answer in self._next_answers():
             self._advance(answer, events)
         return events
 
@@ -181,6 +176,7 @@ class MLXScheduler:
             logits_processors=[[sampler.observe] if sampler.observes else None],
             stop_sequences=[self._never_stop if job.ignore_eos else self._stop],
         )
+        request.reading = True
         self._running[uid] = request
 
     def _n_left(self, request: Running) -> int:
@@ -220,10 +216,24 @@ class MLXScheduler:
             self._hold = True
         self._kept.trim_to(n_bytes=(self._n_ctx - self._cells()) * self._weights.kv_bytes)
 
+    def _next_answers(self) -> list[Any]:
+        """One step of mlx-lm: its responses for the requests that got a token."""
+        n_reading = sum(request.reading for request in self._running.values())
+        n_decoding = len(self._running) - n_reading
+        # With nobody to keep waiting a slice of the prompts may be long. mlx-lm reads this size at every step.
+        limit = min(self._n_batch, self._pace.slice()) if n_decoding else self._n_batch
+        self._generator.prefill_step_size = max(1, limit // max(1, n_reading))
+        began = self._clock()
+        with self._generator.stats() as done:
+            _, answers = self._generator.next()
+        self._pace.learn(n_decoding, done.prompt_tokens, self._clock() - began)
+        return list(answers)
+
     # --- what a step gave ------------------------------------------------------------------------------------------
 
     def _advance(self, answer: Any, events: list[JobEvent]) -> None:
         request = self._running[answer.uid]
+        request.reading = False
         if request.n_generated == 0:
             request.first_token = self._clock()
         request.tokens.append(answer.token)
@@ -249,8 +259,8 @@ class MLXScheduler:
         events += request.end(reason, self._clock())
 
     def _leave(self, uid: int, request: Running) -> None:
-        """Take a request that has not ended out of the batch, and keep what it leaves if it has begun to answer."""
-        if request.n_generated:
+        """Take a request that has not ended out of the batch, and keep what it leaves if all of its prompt was read."""
+        if not request.reading:
             caches = self._generator.remove([uid], return_prompt_caches=True)
             self._keep(request, *caches[uid])
         else:
