@@ -34,7 +34,9 @@ class Settings(BaseModel):
     max_tokens: int = Field(0, ge=0, description="Longest answer in a chat; 0 means as long as the context allows.")
     temperature: float = Field(0.7, ge=0, le=5, description="Sampling temperature in a chat; 0 is greedy.")
     system_prompt: str = Field("", description="Put before every new conversation.")
-    keep_alive: float = Field(300, ge=0, description="Seconds that an unused server of the app stays; 0 for ever.")
+    keep_alive: float = Field(
+        300, ge=0, description="Seconds that an unused model, or server of the app, stays; 0 for ever."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What goes to the log file.")
 
 

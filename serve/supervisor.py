@@ -61,7 +61,9 @@ class _Slot:
     engine: Engine | None = None
     loading: asyncio.Task[Engine] | None = None
     memory: int = 0
-    users: int = 0
+    active: int = 0  # requests that it is answering
+    waiting: int = 0  # requests that wait for it
+    draining: bool = False  # it answers what it has begun, then makes room
     last_used: float = 0.0
 
     @property
@@ -78,6 +80,7 @@ class Supervisor:
         machine: Tells the memory of this machine; called at every load.
         start_engine: Starts a model's process.
         logs: Directory for the engines' log files.
+        room_seconds: How long a model waits for room before its requests are refused.
     """
 
     def __init__(
@@ -87,12 +90,16 @@ class Supervisor:
         machine: Callable[[], MachineMemory],
         start_engine: StartEngine,
         logs: Path,
+        *,
+        room_seconds: float = 60,
     ) -> None:
         self._store = store
         self._settings = settings
         self._machine = machine
         self._start_engine = start_engine
         self._logs = logs
+        self._room_seconds = room_seconds
+        self._changed = asyncio.Event()  # set, and replaced, whenever a request leaves or a model goes
         # The files' digests are part of the key: a model that was pulled or tuned anew is loaded anew.
         self._slots: dict[tuple[str, str], _Slot] = {}
         # One load at a time: two could each find room that only one of them can have.
@@ -110,27 +117,42 @@ class Supervisor:
             ModelNotFoundError: The store has no such model.
             InvalidModelError: Its file is damaged.
             MemoryFitError: It does not fit in this machine's memory.
-            EngineBusyError: Models that are answering now hold the memory.
+            EngineBusyError: Models that were answering held the memory for too long.
             EngineLoadError: Its process could not load it.
         """
         slot = self._slot(await asyncio.to_thread(self._resolve, name))
-        slot.users += 1
+        slot.waiting += 1
         try:
-            yield slot.manifest, await self._loaded(slot)
+            engine = await self._loaded(slot)
         finally:
-            slot.users -= 1
+            slot.waiting -= 1
+        slot.active += 1
+        try:
+            yield slot.manifest, engine
+        finally:
+            slot.active -= 1
             slot.last_used = time.monotonic()
+            self._tell_change()
 
     def loaded(self) -> list[LoadedModel]:
         """The models in memory, sorted by name."""
         return sorted(
             (
-                LoadedModel(slot.name, engine.info.n_ctx, slot.memory, slot.users, engine.info.pid)
+                LoadedModel(slot.name, engine.info.n_ctx, slot.memory, slot.active, engine.info.pid)
                 for slot in self._slots.values()
                 if (engine := slot.engine) is not None and engine.alive
             ),
             key=lambda model: model.name,
         )
+
+    async def unload_idle(self, seconds: float) -> None:
+        """Unload the models that nobody has used for ``seconds``."""
+        latest = time.monotonic() - seconds
+        for slot in list(self._slots.values()):
+            unused = not slot.active and not slot.waiting and slot.last_used < latest
+            if unused and slot.engine is not None and slot.loading is None:
+                _log.info("unloading %s: unused for %.0f s", slot.name, seconds)
+                await self._unload(slot)
 
     async def close(self) -> None:
         """End every engine; requests under way fail with EngineDiedError."""
@@ -157,12 +179,18 @@ class Supervisor:
         return self._slots.setdefault(key, _Slot(manifest))
 
     async def _loaded(self, slot: _Slot) -> Engine:
-        if slot.engine is not None and slot.engine.alive:
-            return slot.engine
-        if slot.loading is None:
-            slot.loading = asyncio.create_task(self._load(slot), name=f"load {slot.name}")
-            slot.loading.add_done_callback(lambda task: self._load_ended(slot, task))
-        return await asyncio.shield(slot.loading)
+        while True:
+            while slot.draining:
+                await self._changed.wait()
+            if slot.engine is not None and slot.engine.alive:
+                return slot.engine
+            if slot.loading is None:
+                slot.loading = asyncio.create_task(self._load(slot), name=f"load {slot.name}")
+                slot.loading.add_done_callback(lambda task: self._load_ended(slot, task))
+            engine = await asyncio.shield(slot.loading)
+            # It may have had to go again before this request's turn came.
+            if slot.engine is engine and not slot.draining:
+                return engine
 
     @staticmethod
     def _load_ended(slot: _Slot, task: asyncio.Task[Engine]) -> None:
@@ -214,24 +242,47 @@ class Supervisor:
                 await self._unload(slot)
 
     async def _make_room(self, wanted: _Slot, memory: int, budget: int) -> None:
-        """Unload idle models, the least recently used first, until ``memory`` bytes fit in ``budget``."""
-        while sum(slot.memory for slot in self._slots.values()) + memory > budget:
-            idle = [
-                (slot.last_used, key)
-                for key, slot in self._slots.items()
-                if slot.engine is not None and slot.users == 0 and slot.loading is None
-            ]
-            if not idle:
-                raise EngineBusyError(
-                    f"{wanted.name} does not fit in memory beside the models that are answering now.",
-                    "Ask again when they have finished.",
-                )
-            victim = self._slots.pop(min(idle)[1])
-            _log.info("unloading %s to make room for %s", victim.name, wanted.name)
-            await self._unload(victim)
+        """Unload models until ``memory`` bytes fit in ``budget``: idle ones first, the least recently used first.
 
-    @staticmethod
-    async def _unload(slot: _Slot) -> None:
+        Where all are busy, one takes no new requests, finishes those it has, and then goes.
+
+        Raises:
+            EngineBusyError: They did not finish in time.
+        """
+        try:
+            async with asyncio.timeout(self._room_seconds):
+                while sum(slot.memory for slot in self._slots.values()) + memory > budget:
+                    loaded = [slot for slot in self._slots.values() if slot.engine is not None]
+                    victim = min(loaded, key=lambda slot: (slot.active > 0, slot.waiting > 0, slot.last_used))
+                    await self._drain(victim)
+                    _log.info("unloading %s to make room for %s", victim.name, wanted.name)
+                    await asyncio.shield(self._unload(victim))
+        except TimeoutError:
+            raise EngineBusyError(
+                f"{wanted.name} does not fit in memory beside the models that are answering now.",
+                "Ask again when they have finished.",
+            ) from None
+
+    async def _drain(self, slot: _Slot) -> None:
+        """Wait until ``slot`` answers nobody; it takes no new requests meanwhile, nor after, until it is unloaded."""
+        slot.draining = True
+        try:
+            while slot.active:
+                await self._changed.wait()
+        except BaseException:
+            slot.draining = False
+            self._tell_change()
+            raise
+
+    async def _unload(self, slot: _Slot) -> None:
         engine, slot.engine, slot.memory = slot.engine, None, 0
         if engine is not None:
             await engine.close()
+        slot.draining = False
+        if not slot.waiting and not slot.active and slot.loading is None:
+            self._slots = {key: kept for key, kept in self._slots.items() if kept is not slot}
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -115,6 +115,8 @@ async def run_server(
         helpers: list[asyncio.Task[None]] = []
         if options.managed and settings.keep_alive:
             helpers.append(asyncio.create_task(_stop_when_idle(activity, settings.keep_alive, stopper)))
+        if settings.keep_alive:
+            helpers.append(asyncio.create_task(_unload_idle(supervisor, settings.keep_alive)))
         if on_ready is not None:
             helpers.append(asyncio.create_task(_until_ready(on_ready(Running(record, supervisor, activity)), stopper)))
         try:
@@ -209,6 +211,12 @@ async def _stop_when_idle(activity: Activity, keep_alive: float, stopper: _Stopp
         await asyncio.sleep(min(left, 1.0))
     _log.info("nothing to do for %.0f s", keep_alive)
     stopper.stop()
+
+
+async def _unload_idle(supervisor: Supervisor, keep_alive: float) -> None:
+    while True:
+        await asyncio.sleep(min(keep_alive, 10.0))
+        await supervisor.unload_idle(keep_alive)
 
 
 async def _until_ready(ready: Awaitable[None], stopper: _Stopper) -> None:

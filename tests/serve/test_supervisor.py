@@ -38,7 +38,7 @@ async def supervise(home, starter):
     """Makes a supervisor over the models ``a``, ``b`` and ``c``, with room for ``room`` of them (None: for all)."""
     made = []
 
-    def make(room: float | None = None, **settings) -> Supervisor:
+    def make(room: float | None = None, room_seconds: float = 60, **settings) -> Supervisor:
         for name in ("a", "b", "c"):
             add_model(home, name)
         machine = PLENTY
@@ -46,7 +46,9 @@ async def supervise(home, starter):
             header = read_gguf_header(home.models / "a" / "f16" / "model.gguf")
             budget = int(fit(header, PLENTY).need.total * room)
             machine = MachineMemory(64 << 30, 64 << 30, budget)
-        supervisor = Supervisor(ModelStore(home), Settings(**settings), lambda: machine, starter, logs=home.logs)
+        supervisor = Supervisor(
+            ModelStore(home), Settings(**settings), lambda: machine, starter, logs=home.logs, room_seconds=room_seconds
+        )
         made.append(supervisor)
         return supervisor
 
@@ -155,7 +157,7 @@ async def test_a_dead_model_is_room(supervise, starter):
 
 
 async def test_busy_models_are_not_unloaded(supervise, starter):
-    supervisor = supervise(room=1.5)
+    supervisor = supervise(room=1.5, room_seconds=0.2)
     async with supervisor.engine("a") as (_, engine):
         with pytest.raises(EngineBusyError, match="b:f16"):
             await use(supervisor, "b")
@@ -166,9 +168,49 @@ async def test_busy_models_are_not_unloaded(supervise, starter):
 
 async def test_two_models_asked_for_at_once_do_not_both_take_the_same_room(supervise, starter):
     supervisor = supervise(room=1.5)
-    outcomes = await asyncio.gather(use(supervisor, "a"), use(supervisor, "b"), return_exceptions=True)
-    assert all(isinstance(outcome, list | EngineBusyError) for outcome in outcomes)
+    answers = await asyncio.gather(use(supervisor, "a"), use(supervisor, "b"))
+    assert all(answers)
     assert len(names(supervisor)) == 1
+
+
+async def test_a_busy_model_finishes_what_it_has_and_makes_room(supervise, starter):
+    supervisor = supervise(room=1.5)
+    async with supervisor.engine("a") as (_, engine):
+        waiting = asyncio.create_task(use(supervisor, "b"))
+        again = None
+        while again is None or not starter.started:
+            await asyncio.sleep(0.01)
+            again = again or asyncio.create_task(use(supervisor, "a"))
+        await asyncio.sleep(0.05)
+        assert engine.alive
+        assert not waiting.done()
+        assert not again.done(), "the model that makes room takes no new requests"
+    assert await waiting
+    assert await again, "it is loaded once more, after the other"
+    assert engine.closed
+
+
+async def test_three_models_in_the_room_of_two(supervise, starter):
+    supervisor = supervise(room=2.5)
+
+    async def one(number):
+        answer = await use(supervisor, "abc"[number % 3])
+        assert len(names(supervisor)) <= 2
+        return answer
+
+    answers = await asyncio.wait_for(asyncio.gather(*(one(number) for number in range(30))), 30)
+    assert all(answers)
+
+
+async def test_an_unused_model_is_unloaded(supervise, starter):
+    supervisor = supervise()
+    await use(supervisor, "a")
+    async with supervisor.engine("b"):
+        await supervisor.unload_idle(3600)
+        assert names(supervisor) == ["a:f16", "b:f16"]
+        await supervisor.unload_idle(0)
+        assert names(supervisor) == ["b:f16"]
+    assert await use(supervisor, "a")
 
 
 async def test_a_model_that_never_fits_is_refused_before_anything_starts(supervise, starter):
