@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
+# White space between JSON tokens: none, a blank, or a new line and its indent. With all that JSON allows, small models
+# write line breaks until they run out of tokens.
+JSON_SPACE = r"[ ]|\n[ \t]{0,20}"
+
 ConstraintKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf"]
 
 
@@ -42,6 +46,9 @@ class TokenMatcher(Protocol):
         Raises:
             RequestError: The grammar has become too complex.
         """
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next, as the tokenizer would write them; often none."""
 
     def allowed(self) -> "np.ndarray[Any, np.dtype[np.intp]]":
         """The ids of all tokens that may come next; never empty before the end.

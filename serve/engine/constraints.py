@@ -9,7 +9,6 @@ Imported only in an engine's own process: llguidance costs about 30 ms.
 
 import ctypes
 import json
-from collections.abc import Sequence
 from typing import Any, cast
 
 import llama_cpp as lib
@@ -18,14 +17,12 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from localllm.errors import RequestError
-from serve.engine.constraint_types import Constraint
+from serve.engine.constraint_types import JSON_SPACE, Constraint
 from serve.engine.llama import LlamaModel
 
 MAX_TEXT = 64 << 10  # characters; the worst schema of this size compiles in about a second
 MAX_NESTING = 100
 _MAX_REASON = 300  # characters of llguidance's own words
-# White space between JSON tokens. Without a bound, small models write line breaks until they run out of tokens.
-_JSON_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 # Sequences that llguidance reads as special tokens begin with this byte, which no UTF-8 text holds.
 _SPECIAL = b"\xff"
 _NAMES = {
@@ -124,8 +121,8 @@ class Matcher:
             raise self._too_complex()
         return ids
 
-    def forced(self) -> Sequence[int]:
-        """Tokens that must come next, whatever the model thinks; often none."""
+    def forced(self) -> list[int]:
+        """Tokens that must come next, as the tokenizer would write them; often none."""
         return self._matcher.compute_ff_tokens()
 
     def _too_complex(self) -> RequestError:
@@ -173,7 +170,7 @@ def _grammar(constraint: Constraint) -> str:
 def _schema_grammar(schema: str, *, lenient: bool) -> str:
     # oneOf becomes anyOf: what is written satisfies one of the schemas, or, rarely, more than one.
     options = {
-        "whitespace_pattern": _JSON_SPACE,
+        "whitespace_pattern": JSON_SPACE,
         "coerce_one_of": True,
         "lenient": lenient,
         "json_allow_general_unicode_escapes": True,

@@ -28,6 +28,8 @@ _HEADROOM = 32
 _WORTH_WAITING = 64
 # Past this many requests a batch keeps the cores busy without guesses.
 _MAX_GUESSING = 4
+# Tokens that a grammar forces are decoded together, this many at once.
+_MAX_FORCED = 32
 
 
 class Scheduler:
@@ -218,7 +220,12 @@ class Scheduler:
         n_left = self._backend.n_ctx - len(request.tokens)
         if request.n_left is not None:
             n_left = min(n_left, request.n_left)
-        return request.lookup.guess(request.tokens, min(room, n_left - 1))
+        room = min(room, n_left - 1)
+        if self._max_guess and request.job.matcher is not None:
+            # What a grammar forces (names in a JSON object) is nearly always right. What the text suggests is not: the
+            # names stand in the prompt's schema too, and something else follows them there.
+            return request.job.matcher.forced()[: max(0, min(room, _MAX_FORCED))]
+        return request.lookup.guess(request.tokens, room)
 
     def _add_slice(self, request: Running, n: int) -> None:
         piece = request.tokens[request.n_past : request.n_past + n]

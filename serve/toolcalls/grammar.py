@@ -4,14 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from serve.engine.constraint_types import JSON_SPACE
 from serve.toolcalls.types import Tool, ToolFormat
 
 # Small models, once they call, go on calling; no answer needs more at once.
 MAX_CALLS = 16
 # With one of these the properties are named in another place.
 _ELSEWHERE = frozenset({"$ref", "allOf", "anyOf", "oneOf"})
-# As for any JSON schema here: bounded white space, oneOf as anyOf.
-_WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 
 
 def call_prefix(tool_format: ToolFormat, tools: Sequence[Tool]) -> str:
@@ -71,7 +70,8 @@ def _arguments_schema(tool: Tool) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "object", **tool.parameters}
     if not schema.keys() & _ELSEWHERE:
         schema = {"properties": {}, "additionalProperties": False, **schema}
-    schema["x-guidance"] = {"whitespace_pattern": _WHITE_SPACE, "coerce_one_of": True, "lenient": not tool.strict}
+    # As for any JSON schema in :mod:`serve.engine.constraints`.
+    schema["x-guidance"] = {"whitespace_pattern": JSON_SPACE, "coerce_one_of": True, "lenient": not tool.strict}
     return schema
 
 

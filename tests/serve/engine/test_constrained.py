@@ -42,6 +42,10 @@ class EvenMatcher:
     def allowed(self):
         return np.array([100, 102])
 
+    def forced(self):
+        """Now right, now wrong, now too long."""
+        return [100] * (len(self.accepted) % 4)
+
 
 def expected(prompt, length):
     tokens = list(prompt)

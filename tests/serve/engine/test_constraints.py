@@ -75,7 +75,8 @@ def test_a_text_of_the_language_is_allowed_to_its_very_end(model, vocabulary, co
         (schema(POINT), '{"y": 1}', '{"'),
         (Constraint("json_object"), "[1]", ""),
         (Constraint("regex", "[0-9]{3}"), "12x", "12"),
-        (schema(POINT), '{"x":' + "\n" * 50 + "1}", '{"x":' + "\n" * 40),
+        (schema(POINT), '{"x":\n\n1}', '{"x":\n'),
+        (schema(POINT), '{"x":' + " " * 5 + "1}", '{"x": '),
     ],
 )
 def test_what_leaves_the_language_is_rejected_where_it_leaves(model, vocabulary, constraint, text, allowed):
