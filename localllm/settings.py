@@ -70,9 +70,12 @@ def load_settings(
             where = f"the environment variable {variables[name]}"
         else:
             where = str(file)
-        known = ", ".join(sorted(Settings.model_fields))
-        hint = f"Known settings: {known}." if first["type"] == "extra_forbidden" else f"It was {first['input']!r}."
-        raise SettingsError(f"Setting {name!r} in {where}: {first['msg']}.", hint) from error
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(Settings.model_fields))
+            raise SettingsError(
+                f"There is no setting {name!r}; it stands in {where}.", f"There are: {known}."
+            ) from error
+        raise SettingsError(f"Setting {name!r} in {where}: {first['msg']}.", f"It was {first['input']!r}.") from error
 
 
 def save_setting(file: Path, name: str, value: str | int | float) -> None:

@@ -31,6 +31,8 @@ _EXAMPLES = """examples:
   localllm chat                                  talk line by line (/help, /quit)
 """
 
+_NOT_TEXT = "The prompt is not text in UTF-8."
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``localllm chat``."""
@@ -78,6 +80,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
     store = ModelStore(home)
     asked = read_words(args.words, lambda name: _is_model(store, name))
     prompt = with_standard_input(asked.prompt, sys.stdin)
+    require_text(prompt or "", settings.system_prompt, *args.stop)
     if args.json and prompt is None:
         raise UsageError("--json needs a prompt.", "Give one as an argument or on standard input.")
     model = find_model(store, asked.model or settings.model)
@@ -147,10 +150,23 @@ def with_standard_input(prompt: str | None, stdin: TextIO) -> str | None:
     try:
         piped = stdin.read().strip()
     except UnicodeDecodeError as error:
-        raise UsageError("Standard input is not text in UTF-8.") from error
+        raise UsageError(_NOT_TEXT) from error
     if not piped and prompt is None:
         raise UsageError("There is no prompt, and standard input is empty.", 'For example: localllm chat "Hello!"')
     return "\n\n".join(part for part in (prompt, piped) if part)
+
+
+def require_text(*texts: str) -> None:
+    """Refuse bytes that are no text: Python keeps those of arguments, and of a C locale's input, as surrogates.
+
+    Raises:
+        UsageError: A text cannot be encoded.
+    """
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(_NOT_TEXT) from error
 
 
 def find_model(store: "ModelStore", name: str) -> "Manifest":

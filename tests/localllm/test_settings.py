@@ -32,7 +32,7 @@ def test_other_variables_with_the_prefix_are_not_ours(file):
 @pytest.mark.parametrize(
     ("text", "environ", "flags", "where", "said"),
     [
-        ("prot = 80\n", {}, {}, "settings.toml", "Known settings: ctx,"),
+        ("prot = 80\n", {}, {}, "settings.toml", "There are: ctx,"),
         ("port = 70000\n", {}, {}, "settings.toml", "It was 70000."),
         ('temperature = "warm"\n', {}, {}, "settings.toml", "It was 'warm'."),
         ("[port]\nx = 1\n", {}, {}, "settings.toml", "It was {'x': 1}."),

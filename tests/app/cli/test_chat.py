@@ -87,6 +87,14 @@ def test_standard_input_that_is_no_text_is_wrong_usage():
         with_standard_input(None, io.TextIOWrapper(io.BytesIO(b"\xff\xfe\x00"), encoding="utf-8"))
 
 
+@pytest.mark.parametrize("words", [["caf\udce9"], ["starter", "caf\udce9"], ["starter", "Hi", "--stop", "\udcff"]])
+def test_arguments_that_are_no_text_are_wrong_usage(ask, words):
+    client = FakeClient()
+    with pytest.raises(UsageError, match="UTF-8"):
+        ask(client, *words)
+    assert client.requests == []
+
+
 def test_a_missing_starter_is_not_fetched_unasked(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     with pytest.raises(ModelNotFoundError):

@@ -47,7 +47,7 @@ def test_wrong_settings_are_reported_and_the_rest_goes_on(home, capsys, no_probe
     home.settings_file.write_text("colour = 'red'\n")
     assert main(["doctor"]) == 1
     captured = capsys.readouterr()
-    assert "PROBLEM  Setting 'colour'" in captured.out
+    assert "PROBLEM  There is no setting 'colour'" in captured.out
     assert "Privacy" in captured.out
 
 
