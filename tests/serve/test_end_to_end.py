@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -11,7 +9,7 @@ import openai
 import psutil
 import pytest
 
-from serve.discovery import running_server
+from tests.fakes.serving import serving
 
 MODEL = "smollm2-135m"
 # openai 3.x leaves its own HTTP client to the garbage collector.
@@ -20,21 +18,9 @@ pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore:unclosed:Res
 
 @pytest.fixture
 def server(starter_home):
-    """``localllm serve`` as a person starts it; yields its record."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "app", "serve", MODEL, "--port", "0", "--ctx", "4096"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while (record := running_server(starter_home)) is None:
-        assert process.poll() is None, "the server ended"
-        assert time.monotonic() < deadline, "the server did not start"
-        time.sleep(0.05)
-    yield record
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    """``localllm serve`` with the starter model; its record."""
+    with serving(starter_home, MODEL, "--ctx", "4096") as record:
+        yield record
 
 
 @pytest.fixture
@@ -141,8 +127,8 @@ def test_errors_name_what_is_wrong(client):
     assert refused.value.code == "context_length_exceeded"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="../../etc/passwd", messages=[{"role": "user", "content": "x"}])
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        ask(client, "x", tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
+    with pytest.raises(openai.BadRequestError, match="reasoning_effort"):
+        ask(client, "x", reasoning_effort="low")
 
 
 def test_embeddings(client):
