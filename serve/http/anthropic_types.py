@@ -4,10 +4,12 @@ Prompt caching needs no marks here, so ``cache_control`` changes nothing. Turns 
 put together, as Anthropic documents it.
 """
 
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from serve.engine.constraint_types import Constraint
 from serve.engine.types import GenerateRequest, SamplingParams
 from serve.http.openai_types import Stop
 from serve.http.wire_types import (
@@ -29,7 +31,6 @@ INERT: Inert = {
     "service_tier": one_of("auto", "standard_only"),
     "speed": one_of("standard"),
     "thinking": one_of({"type": "disabled"}),
-    "output_config": one_of({}),
     "tools": one_of([]),
     "tool_choice": one_of({"type": "auto"}, {"type": "none"}),
     "container": one_of(),
@@ -58,6 +59,23 @@ def _ends_with_the_user(turns: list[Turn]) -> list[Turn]:
     return turns
 
 
+class OutputFormat(Wire):
+    """``output_config.format``: JSON of a schema, all of which can be enforced."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Wire):
+    """``output_config``; there is no ``effort`` to set."""
+
+    format: OutputFormat | None = None
+
+    def constraint(self) -> Constraint | None:
+        """As the engine takes it."""
+        return self.format and Constraint("json_schema", json.dumps(self.format.schema_, ensure_ascii=False))
+
+
 class _Chat(Wire):
     """What both routes have in common."""
 
@@ -66,6 +84,7 @@ class _Chat(Wire):
     model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
     messages: Annotated[list[Turn], Field(min_length=1), AfterValidator(_ends_with_the_user)]
     system: _Text = ""
+    output_config: OutputConfig = OutputConfig()
 
     def turns(self) -> tuple[dict[str, Any], ...]:
         """The chat as a template takes it."""
@@ -103,6 +122,7 @@ class MessagesRequest(_Chat):
             sampling=SamplingParams(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k),
             max_tokens=self.max_tokens,
             stop=tuple(self.stop_sequences),
+            constraint=self.output_config.constraint(),
             # The tokens' own bytes tell which of the stop sequences ended the answer.
             n_logprobs=0 if self.stop_sequences else None,
             client=client,

@@ -5,12 +5,14 @@ How a model is loaded is decided when it is loaded, by ``localllm serve``: optio
 memory is needed.
 """
 
+import json
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from localllm.errors import RequestError
+from serve.engine.constraint_types import Constraint
 from serve.engine.types import EngineInfo, GenerateRequest, SamplingParams
 from serve.http.openai_types import MAX_INPUTS, MAX_LOGPROBS, Stop
 from serve.http.wire_types import MAX_MODEL_NAME, MAX_SEED, MAX_STOPS, Inert, Wire, anything, one_of, refuse
@@ -86,6 +88,7 @@ class _Generating(Wire):
     stream: bool = True
     options: Options = Options()
     keep_alive: Annotated[float | str, AfterValidator(_duration)] = "5m"
+    format: Literal["json"] | dict[str, Any] | None = None
     think: Literal[False] | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
@@ -119,8 +122,20 @@ class _Generating(Wire):
             stop=tuple(self.options.stop),
             template_args={} if self.think is None else {"enable_thinking": self.think},
             n_logprobs=self.top_logprobs if self.logprobs else None,
+            constraint=self._constraint(),
             client=client,
         )
+
+    def _constraint(self) -> Constraint | None:
+        """``format``: any JSON object, or JSON of a schema."""
+        match self.format:
+            case None:
+                return None
+            case "json":
+                return Constraint("json_object")
+            case schema:
+                # As with Ollama, what cannot be enforced is let go.
+                return Constraint("json_schema", json.dumps(schema, ensure_ascii=False), lenient=True)
 
 
 class Message(Wire):

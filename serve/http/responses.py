@@ -143,7 +143,7 @@ class _Reply:
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": body.text.format.as_dict()},
             "tool_choice": "none",
             "tools": [],
             "top_logprobs": body.top_logprobs,

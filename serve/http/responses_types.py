@@ -4,10 +4,12 @@ Nothing is ever stored, so ``store`` may be false or left out, and there is no `
 send the whole conversation as ``input``.
 """
 
+import json
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from serve.engine.constraint_types import Constraint
 from serve.engine.types import GenerateRequest, SamplingParams
 from serve.http.openai_types import MAX_LOGPROBS
 from serve.http.wire_types import MAX_MODEL_NAME, Inert, Wire, anything, one_of, refuse, text_of
@@ -23,7 +25,6 @@ INERT: Inert = {
     "background": one_of(False),
     "service_tier": one_of("auto", "default"),
     "truncation": one_of("disabled"),
-    "text": one_of({}, {"format": {"type": "text"}}),
     "reasoning": one_of({}),
     "tools": one_of([]),
     "tool_choice": one_of("none", "auto"),
@@ -64,6 +65,43 @@ class Item(Wire):
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
+class TextFormat(Wire):
+    """``text.format``: text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = Field(None, min_length=1, max_length=64)
+    description: str | None = Field(None, max_length=4096)
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_it_belongs(self) -> Self:
+        if (self.type == "json_schema") != (self.schema_ is not None):
+            raise refuse("`schema` belongs to the type `json_schema`.")
+        return self
+
+    def constraint(self) -> Constraint | None:
+        """As the engine takes it."""
+        match self.type:
+            case "text":
+                return None
+            case "json_object":
+                return Constraint("json_object")
+            case "json_schema":
+                text = json.dumps(self.schema_, ensure_ascii=False)
+                return Constraint("json_schema", text, lenient=not self.strict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it goes back to the client."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+
+class TextConfig(Wire):
+    """``text``; there is no ``verbosity`` to set."""
+
+    format: TextFormat = TextFormat()
+
+
 class ResponsesStreamOptions(Wire):
     """``stream_options``; padding against listeners has no use on loopback."""
 
@@ -87,6 +125,7 @@ class ResponsesRequest(Wire):
     top_p: float = Field(SamplingParams.top_p, gt=0, le=1)
     include: list[Literal["message.output_text.logprobs"]] = Field(default_factory=list, max_length=16)
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    text: TextConfig = TextConfig()
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
     stream: bool = False
     stream_options: ResponsesStreamOptions | None = None
@@ -107,5 +146,6 @@ class ResponsesRequest(Wire):
             sampling=SamplingParams(temperature=self.temperature, top_p=self.top_p),
             max_tokens=self.max_output_tokens,
             n_logprobs=self.top_logprobs if self.include else None,
+            constraint=self.text.format.constraint(),
             client=client,
         )

@@ -1,5 +1,6 @@
 """The official clients of three APIs, unmodified, against the real server with the real starter model."""
 
+import json
 import os
 import signal
 import subprocess
@@ -67,6 +68,29 @@ def test_every_api_gives_the_same_answer(url):
         assert stopped.content[0].text == text[: text.index("4")]
         assert [model.model for model in llama.ps().models] == [f"{MODEL}:q4_1"]
         assert len(llama.embed(MODEL, ["a", "b"]).embeddings) == 2
+
+
+def test_every_api_keeps_to_a_schema(url):
+    schema = {
+        "type": "object",
+        "properties": {"first": {"const": 1}, "last": {"enum": [9]}},
+        "required": ["first", "last"],
+        "additionalProperties": False,
+    }
+    named = {"type": "json_schema", "name": "ends", "schema": schema}
+    with (
+        openai.OpenAI(base_url=f"{url}/v1", api_key="a-key", max_retries=0, timeout=120) as gpt,
+        anthropic.Anthropic(base_url=url, api_key="a-key", max_retries=0, timeout=120) as claude,
+        ollama.Client(url, headers={"authorization": "Bearer a-key"}, timeout=120) as llama,
+    ):
+        config = {"format": {"type": "json_schema", "schema": schema}}
+        answers = [
+            gpt.responses.create(model=MODEL, input=COUNT, text={"format": named}).output_text,
+            claude.messages.create(model=MODEL, messages=COUNT, max_tokens=99, output_config=config).content[0].text,
+            llama.chat(MODEL, COUNT, format=schema).message.content,
+            llama.generate(MODEL, COUNT[0]["content"], format=schema).response,
+        ]
+    assert [json.loads(answer) for answer in answers] == [{"first": 1, "last": 9}] * 4
 
 
 def test_log_probabilities_of_a_prompt(url):

@@ -6,6 +6,7 @@ import anthropic
 import pytest
 
 from localllm.errors import ContextLengthError, EngineBusyError, EngineDiedError
+from serve.engine.constraint_types import Constraint
 from serve.engine.types import SamplingParams
 from serve.http.anthropic_types import MessagesRequest
 from serve.http.errors import HTTPError
@@ -183,7 +184,6 @@ async def test_refusals_of_guards_have_anthropics_shape(serve):
     [
         {"tools": [{"name": "f", "input_schema": {}}]},
         {"thinking": {"type": "enabled", "budget_tokens": 1024}},
-        {"output_config": {"format": {"type": "json_schema"}}},
         {"container": "x"},
         {"speed": "fast"},
         {"mcp_servers": [{}]},
@@ -195,9 +195,18 @@ def test_what_is_not_supported_is_refused_by_name(more):
     assert (error.value.code, error.value.param) == ("unsupported_parameter", next(iter(more)))
 
 
+def test_an_output_format():
+    config = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    request = validate(MessagesRequest, {**BODY, "output_config": config}).generate_request("")
+    assert request.constraint == Constraint("json_schema", '{"type": "object"}')
+    assert validate(MessagesRequest, {**BODY, "output_config": {}}).generate_request("").constraint is None
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [
+        ({"output_config": {"effort": "low"}}, "output_config.effort"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": None}, "max_tokens"),
         ({"temperature": 1.1}, "temperature"),

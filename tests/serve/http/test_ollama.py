@@ -10,6 +10,7 @@ from localllm import __version__
 from localllm.errors import ContextLengthError, EngineDiedError
 from localllm.gguf_header import GGUFHeader
 from localllm.models.manifest import Manifest
+from serve.engine.constraint_types import Constraint
 from serve.engine.types import SamplingParams
 from serve.http.errors import HTTPError
 from serve.http.ollama_models import _model_info, _short
@@ -205,7 +206,6 @@ async def test_a_client_that_goes_away_cancels(serve, eventually):
 @pytest.mark.parametrize(
     ("kind", "more", "param"),
     [
-        (OllamaChatRequest, {"format": "json"}, "format"),
         (OllamaChatRequest, {"tools": [{"type": "function"}]}, "tools"),
         (OllamaChatRequest, {"options": {"num_gpu": 3}}, "options.num_gpu"),
         (OllamaChatRequest, {"options": {"mirostat": 1}}, "options.mirostat"),
@@ -242,6 +242,25 @@ def test_wrong_values_are_named(more, param):
     with pytest.raises(HTTPError) as error:
         validate(OllamaChatRequest, {**CHAT, **more})
     assert error.value.param.startswith(param)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", None),
+        ("json", Constraint("json_object")),
+        ({"type": "object"}, Constraint("json_schema", '{"type": "object"}', lenient=True)),
+    ],
+)
+def test_formats(given, expected):
+    assert validate(OllamaChatRequest, {**CHAT, "format": given}).generate_request("").constraint == expected
+
+
+@pytest.mark.parametrize("given", ["yaml", 5, ["json"]])
+def test_unknown_formats(given):
+    with pytest.raises(HTTPError) as error:
+        validate(OllamaChatRequest, {**CHAT, "format": given})
+    assert error.value.param.startswith("format")
 
 
 def test_a_raw_prompt_has_no_system():

@@ -6,6 +6,7 @@ import openai
 import pytest
 
 from localllm.errors import ContextLengthError, EngineDiedError
+from serve.engine.constraint_types import Constraint
 from serve.engine.types import SamplingParams
 from serve.http.errors import HTTPError
 from serve.http.responses_types import LOGPROBS, ResponsesRequest
@@ -124,6 +125,29 @@ async def test_a_client_that_goes_away_cancels(serve, eventually):
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, Constraint("json_object")),
+        (
+            {"type": "json_schema", "name": "x", "schema": {"type": "object"}},
+            Constraint("json_schema", '{"type": "object"}', lenient=True),
+        ),
+        (
+            {"type": "json_schema", "name": "x", "schema": {"type": "object"}, "strict": True},
+            Constraint("json_schema", '{"type": "object"}'),
+        ),
+    ],
+)
+async def test_formats(serve, given, expected):
+    served = await serve()
+    async with served.openai() as client:
+        answer = await client.responses.create(model="tiny", input="Hi", text={"format": given})
+    assert served.engine.requests[0].constraint == expected
+    assert answer.text.format.type == given["type"]
+
+
+@pytest.mark.parametrize(
     "more",
     [
         {"previous_response_id": "resp_1"},
@@ -132,7 +156,6 @@ async def test_a_client_that_goes_away_cancels(serve, eventually):
         {"conversation": "conv_1"},
         {"tools": [{"type": "web_search"}]},
         {"reasoning": {"effort": "low"}},
-        {"text": {"format": {"type": "json_object"}}},
         {"truncation": "auto"},
         {"prompt": {"id": "x"}},
     ],
@@ -152,6 +175,9 @@ def test_what_is_not_supported_is_refused_by_name(more):
         ({"include": ["file_search_call.results"]}, "include.0"),
         ({"top_logprobs": 3}, ""),
         ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format"),
+        ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format"),
         ({"stream_options": {"include_obfuscation": False}}, ""),
         ({"metadata": {"a": 5}}, "metadata.a"),
     ],
