@@ -7,24 +7,19 @@ server's, and under caps: size, nesting, and llguidance's own limits on states a
 Imported only in an engine's own process: llguidance costs about 30 ms.
 """
 
-import ctypes
 import json
 from typing import Any, cast
 
-import llama_cpp as lib
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from localllm.errors import RequestError
 from serve.engine.constraint_types import JSON_SPACE, Constraint
-from serve.engine.llama import LlamaModel
 
 MAX_TEXT = 64 << 10  # characters; the worst schema of this size compiles in about a second
 MAX_NESTING = 100
 _MAX_REASON = 300  # characters of llguidance's own words
-# Sequences that llguidance reads as special tokens begin with this byte, which no UTF-8 text holds.
-_SPECIAL = b"\xff"
 _NAMES = {
     "json_schema": "JSON schema",
     "json_object": "JSON object",
@@ -35,29 +30,19 @@ _NAMES = {
 
 
 class GrammarVocabulary:
-    """A model's tokens as llguidance wants them. Making one takes 0.3 s for 50,000 tokens, so it is made once.
+    """A model's tokens as llguidance wants them. Making one takes up to a second, so it is made once.
 
     A token counts as special here exactly where the engine shows no text for it, so what a grammar matches is what the
     client reads. Tokens that end a generation are special always.
 
     Args:
-        model: Must outlive this.
+        tokenizer: llguidance's form of the tokens.
+        n_vocab: Width of the model's logits.
     """
 
-    def __init__(self, model: LlamaModel) -> None:
-        self.n_vocab = model.n_vocab
-        eog = [token for token in range(model.n_vocab) if model.is_eog(token)]
-        specials = frozenset(eog)
-        pieces = [
-            (b"" if token in specials else model.piece(token)) or _SPECIAL + model.special_text(token).encode()
-            for token in range(model.n_vocab)
-        ]
-        tokenize = ctypes.cast(lib.llama_cpp._lib.llama_tokenize, ctypes.c_void_p).value
-        # Missing from llguidance's type stubs.
-        build = cast("Any", LLTokenizer).from_llamacpp
-        self.tokenizer: LLTokenizer = build(
-            tokens=pieces, vocab_ptr=model.vocab, tokenize_fptr=tokenize, eos_token=eog or [model.eos], slices=None
-        )
+    def __init__(self, tokenizer: LLTokenizer, n_vocab: int) -> None:
+        self.tokenizer = tokenizer
+        self.n_vocab = n_vocab
         self._limits = LLParserLimits(verbose_errors=False)
 
     def compile(self, constraint: Constraint) -> "Matcher":

@@ -4,16 +4,20 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from localllm.errors import EngineLoadError, RequestError
 from localllm.machine import read_machine
+from serve.engine.constraint_types import TokenMatcher
 from serve.engine.mlx_vocabulary import load_vocabulary
 from serve.engine.mlx_weights import Weights, prepare_process
 from serve.engine.prompt import mark_specials, split_marked
 from serve.engine.templates import ChatTemplate
 from serve.engine.types import Embeddings, EngineInfo, EngineSpec, GenerateRequest
 from serve.toolcalls.formats import tool_format
+
+if TYPE_CHECKING:
+    from serve.engine.constraints import GrammarVocabulary
 
 
 class MLXModel:
@@ -73,18 +77,13 @@ class MLXModel:
         found = (self._vocabulary.tokenize(text, add_special=False, parse_special=True) for text in texts)
         return frozenset(tokens[0] for tokens in found if len(tokens) == 1)
 
-    def matcher(self, request: GenerateRequest) -> None:
-        """Refuse a constraint.
-
-        Raises:
-            RequestError: There is one.
-        """
-        if request.constraint is not None:
-            raise RequestError(
-                "This model is served by MLX, which does not constrain answers here.",
-                "Use a GGUF model for answers in a given form.",
-                "response_format",
-            )
+    def matcher(self, request: GenerateRequest) -> TokenMatcher | None:
+        """As in :class:`serve.engine.model.Model`."""
+        if request.constraint is None:
+            return None
+        if request.ignore_eos:
+            raise RequestError("An answer with a grammar ends with it.", "Leave `ignore_eos` out.", "ignore_eos")
+        return self._grammars.compile(request.constraint)
 
     def tokenize_text(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """As in :class:`serve.engine.model.Model`."""
@@ -104,6 +103,13 @@ class MLXModel:
         """Nothing for no inputs; others were refused before."""
         assert not inputs
         return Embeddings((), 0)
+
+    @cached_property
+    def _grammars(self) -> "GrammarVocabulary":
+        # Made for the first constrained answer: it costs up to a second, and 30 ms of imports.
+        from serve.engine.mlx_grammars import mlx_grammar_vocabulary
+
+        return mlx_grammar_vocabulary(self._vocabulary, self.info.n_vocab)
 
     @cached_property
     def _template(self) -> ChatTemplate:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from serve.engine.mlx_sampler import TokenSampler
 from serve.engine.request import Job, JobEvent
 from serve.engine.text import TextStream
 from serve.engine.types import Delta, Finished, FinishReason, TokenLogprob, Usage
@@ -18,6 +19,7 @@ class Running:
         arrived: When it was asked, in the scheduler's clock.
         n_cached: Tokens whose KV was there when it was first admitted.
         started: It was admitted before.
+        sampler: Chooses its tokens, since its (last) admission.
         reading: Since its (last) admission no token has come: mlx-lm has not read all of its prompt.
         first_token: When it got its first token; 0 before.
         logprobs: Those of generated tokens that no Delta has told of.
@@ -30,6 +32,7 @@ class Running:
     arrived: float
     n_cached: int = 0
     started: bool = False
+    sampler: TokenSampler | None = None
     reading: bool = True
     first_token: float = 0.0
     logprobs: list[TokenLogprob] = field(default_factory=list)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 
 from localllm.errors import RequestError
+from serve.engine.constraint_types import TokenMatcher
 from serve.engine.types import SamplingParams
 
 # As in the llama.cpp engine: top_p sorts this many candidates instead of a vocabulary of 150 000.
@@ -29,16 +30,25 @@ class TokenSampler:
         params: How tokens are chosen.
         n_vocab: Width of the logits.
         n_drawn: Tokens that were drawn before.
+        matcher: Where the answer stands in its grammar; None leaves it free.
+
+    Attributes:
+        error: What the grammar met; the request that this belongs to must end with it.
 
     Raises:
         RequestError: ``logit_bias`` names a token outside the vocabulary.
     """
 
-    def __init__(self, params: SamplingParams, n_vocab: int, n_drawn: int = 0) -> None:
+    def __init__(
+        self, params: SamplingParams, n_vocab: int, n_drawn: int = 0, matcher: TokenMatcher | None = None
+    ) -> None:
         self._params = params
         self._n_vocab = n_vocab
         self._n_drawn = n_drawn
-        self.seed = secrets.randbelow(_N_SEEDS) if params.seed is None else params.seed
+        self._matcher = matcher
+        self._chosen: int | None = None  # inside a grammar that does not know of it yet
+        self.error: RequestError | None = None
+        self._seed = secrets.randbelow(_N_SEEDS) if params.seed is None else params.seed
         self._bias = _bias(params.logit_bias, n_vocab) if params.logit_bias else None
         self._penalised = params.repeat_last_n != 0 and (
             params.repeat_penalty,
@@ -51,7 +61,8 @@ class TokenSampler:
     @property
     def plain_greedy(self) -> bool:
         """The most likely token and nothing else: mlx-lm does that for a whole batch at once."""
-        return self._params.temperature <= 0 and not self.observes and self._bias is None
+        free = self._bias is None and self._matcher is None
+        return self._params.temperature <= 0 and not self.observes and free
 
     @property
     def observes(self) -> bool:
@@ -73,12 +84,43 @@ class TokenSampler:
             self._logits = self._context = None
         if self._bias is not None:
             scores = scores + self._bias
-        number, self._n_drawn = self._n_drawn, self._n_drawn + 1
+        # The key is the pair of both numbers.
+        key = mx.random.key((self._seed << 32) + self._n_drawn)
+        self._n_drawn += 1
+        if self._matcher is None:
+            return self._choose(scores, key)
+        try:
+            return self._choose_allowed(scores, key, self._matcher)
+        except RequestError as error:
+            # Raised here it would end the step of all others: the scheduler finds it.
+            self.error = error
+            return mx.argmax(scores, axis=-1)
+
+    def _choose(self, scores: mx.array, key: mx.array) -> mx.array:
         if self._params.temperature <= 0:
             return mx.argmax(scores, axis=-1)
-        # The key is the pair of both numbers.
-        key = mx.random.key((self.seed << 32) + number)
         return self._draw(scores.astype(mx.float32), key)
+
+    def _choose_allowed(self, scores: mx.array, key: mx.array, matcher: TokenMatcher) -> mx.array:
+        """Choose inside a grammar; this waits for the device, because the grammar must see each token.
+
+        mlx-lm asks for a token before it has told of the one before, so that is the moment when the matcher takes it.
+        Most candidates are allowed: the mask over the whole vocabulary is made only when one is not.
+        """
+        if self._chosen is not None:
+            matcher.accept(self._chosen)
+            self._chosen = None
+        if matcher.is_finished:
+            return mx.argmax(scores, axis=-1)  # never told: the answer has ended
+        first, second = mx.random.split(key)
+        token = self._choose(scores, first)
+        if not matcher.allows(_id(token)):
+            allowed = mx.array(matcher.allowed())
+            closed = mx.ones(scores.shape[-1:], mx.int32)
+            closed[allowed] = 0
+            token = self._choose(mx.where(closed, -math.inf, scores), second)
+        self._chosen = _id(token)
+        return token
 
     def _penalise(self, logits: mx.array, context: mx.array) -> mx.array:
         params = self._params
@@ -114,6 +156,13 @@ class TokenSampler:
         kept = mx.where(dropped, -math.inf, kept)
         place = mx.random.categorical(kept / params.temperature, key=key)
         return mx.take_along_axis(candidates, place[:, None], axis=-1)[:, 0]
+
+
+def _id(token: mx.array) -> int:
+    """Wait for a token that was chosen."""
+    value = token.item()
+    assert isinstance(value, int)
+    return value
 
 
 def _bias(bias: Sequence[tuple[int, float]], n_vocab: int) -> mx.array:

@@ -165,7 +165,7 @@ class MLXScheduler:
             if job.max_tokens == 0:
                 events += request.end("length", self._clock())
                 return
-        sampler = TokenSampler(job.sampling, self._weights.n_vocab, request.n_generated)
+        sampler = TokenSampler(job.sampling, self._weights.n_vocab, request.n_generated, job.matcher)
         [uid] = self._generator.insert(
             [request.tokens[n_shared:]],
             max_tokens=[self._n_left(request)],
@@ -176,7 +176,7 @@ class MLXScheduler:
             logits_processors=[[sampler.observe] if sampler.observes else None],
             stop_sequences=[self._never_stop if job.ignore_eos else self._stop],
         )
-        request.reading = True
+        request.reading, request.sampler = True, sampler
         self._running[uid] = request
 
     def _n_left(self, request: Running) -> int:
@@ -234,6 +234,10 @@ class MLXScheduler:
     def _advance(self, answer: Any, events: list[JobEvent]) -> None:
         request = self._running[answer.uid]
         request.reading = False
+        if request.sampler is not None and request.sampler.error is not None:
+            self._end(answer, request)
+            events.append((request.job.id, request.sampler.error))
+            return
         if request.n_generated == 0:
             request.first_token = self._clock()
         request.tokens.append(answer.token)
@@ -246,17 +250,20 @@ class MLXScheduler:
             shown = answer.token in request.job.shown
             piece = self._vocabulary.token_text if shown else self._vocabulary.piece
             events += request.feed(piece(answer.token))
-            if request.text.stopped:
+            # The matcher knows of this token: mlx-lm has asked for the next one already.
+            if request.text.stopped or (request.job.matcher is not None and request.job.matcher.is_finished):
                 reason = "stop"
-        if reason is None:
-            return
-        if answer.finish_reason is None:  # a stop string, of which mlx-lm knows nothing
+        if reason is not None:
+            self._end(answer, request)
+            events += request.end(reason, self._clock())
+
+    def _end(self, answer: Any, request: Running) -> None:
+        if answer.finish_reason is None:  # of a stop string or a grammar mlx-lm knows nothing
             self._leave(answer.uid, request)
-        else:
-            self._keep(request, answer.prompt_cache, answer.all_tokens)
-            del self._running[answer.uid]
-            self._hold = False
-        events += request.end(reason, self._clock())
+            return
+        self._keep(request, answer.prompt_cache, answer.all_tokens)
+        del self._running[answer.uid]
+        self._hold = False
 
     def _leave(self, uid: int, request: Running) -> None:
         """Take a request that has not ended out of the batch, and keep what it leaves if all of its prompt was read."""

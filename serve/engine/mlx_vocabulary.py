@@ -104,6 +104,13 @@ class Vocabulary:
             piece = self._pieces[token] = self._bytes_of(token)
         return piece
 
+    def to_json(self) -> str:
+        """The tokenizer as ``tokenizer.json`` has it, with every special token marked as such."""
+        described = json.loads(self._tokenizer.to_str())
+        for added in described["added_tokens"]:
+            added["special"] = added["id"] in self._specials
+        return json.dumps(described)
+
     @property
     def adds_bos(self) -> bool:
         """Whether the tokenizer puts BOS before a text."""
@@ -127,10 +134,7 @@ class Vocabulary:
     @cached_property
     def _plain(self) -> Tokenizer:
         # Made when first needed: it doubles the tokenizer's memory, and few texts hold a special token's name.
-        described = json.loads(self._tokenizer.to_str())
-        for added in described["added_tokens"]:
-            added["special"] = added["id"] in self._specials
-        plain = Tokenizer.from_str(json.dumps(described))
+        plain = Tokenizer.from_str(self.to_json())
         plain.encode_special_tokens = True
         return plain
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import warnings
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from localllm.errors import ContextLengthError, EngineDiedError, EngineLoadError, RequestError
+from serve.engine.constraint_types import Constraint
 from serve.engine.process import start_engine
 from serve.engine.types import Delta, EngineSpec, Finished, GenerateRequest, PromptLogprobs, SamplingParams, Started
 from tests.fakes.mlx_models import N_CTX, N_VOCAB, make_adapter, make_model
@@ -275,6 +277,27 @@ async def test_one_cancelled_while_it_is_read_or_waits(start, directory):
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert (await answer(engine, complete("the", max_tokens=2, ignore_eos=True))).finished.reason == "length"
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=1, seed=1, presence_penalty=0.5)])
+async def test_an_answer_follows_its_grammar(engine, sampling):
+    pattern = "(cat|dog) [0-9]{3}"
+    constrained = ask("x", constraint=Constraint("regex", pattern), sampling=sampling, max_tokens=40)
+    free = ask("x", max_tokens=12, ignore_eos=True)
+    result, other = await asyncio.gather(answer(engine, constrained), answer(engine, free))
+    assert re.fullmatch(pattern, result.text)
+    assert result.finished.reason == "stop"
+    assert other.text == (await answer(engine, free)).text
+    schema = '{"type": "object", "properties": {"a": {"type": "integer", "maximum": 99}}, "required": ["a"]}'
+    request = ask("x", constraint=Constraint("json_schema", schema), sampling=sampling, max_tokens=200)
+    assert json.loads((await answer(engine, request)).text)["a"] <= 99
+
+
+async def test_a_grammar_that_is_none_or_has_no_end_is_refused(engine):
+    with pytest.raises(RequestError):
+        await answer(engine, ask("x", constraint=Constraint("regex", "(")))
+    with pytest.raises(RequestError, match="grammar"):
+        await answer(engine, ask("x", constraint=Constraint("regex", "a"), ignore_eos=True))
 
 
 async def test_log_probabilities_are_the_models_own(engine):

@@ -101,6 +101,51 @@ def test_a_repeat_penalty_makes_negative_logits_more_negative():
     assert once(context=[1], logits=logits, repeat_penalty=2.0) == 0
 
 
+class Alternating:
+    """A grammar of one token and another in turns, complete after four."""
+
+    def __init__(self, tokens=(3, 5), error=None):
+        self.tokens = tokens
+        self.error = error
+        self.taken = []
+
+    @property
+    def is_finished(self):
+        return len(self.taken) == 4
+
+    def allows(self, token):
+        return token == self.tokens[len(self.taken) % 2]
+
+    def accept(self, token):
+        assert self.allows(token)
+        self.taken.append(token)
+
+    def allowed(self):
+        if self.error is not None:
+            raise self.error
+        return np.array([self.tokens[len(self.taken) % 2]])
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0}, FREE, FREE | {"top_k": 2, "min_p": 0.1}, {"top_p": 0.1}])
+def test_a_grammar_is_followed_and_told_of_each_token_in_turn(fields):
+    matcher = Alternating()
+    sampler = TokenSampler(SamplingParams(**fields), len(LOGITS), matcher=matcher)
+    assert not sampler.plain_greedy
+    logprobs = mx.array(LOGITS)[None]
+    assert [sampler(logprobs).item() for _ in range(4)] == [3, 5, 3, 5]
+    assert matcher.taken == [3, 5, 3], "it learns of a token when the next one is asked for"
+    sampler(logprobs)
+    assert matcher.taken == [3, 5, 3, 5]
+    assert sampler.error is None
+
+
+def test_a_grammar_that_fails_leaves_its_error():
+    error = RequestError("too complex")
+    sampler = TokenSampler(SamplingParams(temperature=0), len(LOGITS), matcher=Alternating(error=error))
+    assert sampler(mx.array(LOGITS)[None]).shape == (1,)
+    assert sampler.error is error
+
+
 def test_a_bias_outside_the_vocabulary_is_refused():
     with pytest.raises(RequestError, match="vocabulary of 8") as error:
         TokenSampler(SamplingParams(logit_bias=((8, 1.0),)), 8)

@@ -177,6 +177,21 @@ def test_a_second_turn_starts_from_the_first(make):
     assert started.n_cached == 40
 
 
+def test_a_grammar_that_fails_ends_its_request_and_no_other(make):
+    class Failing:
+        is_finished = False
+
+        def allows(self, token):
+            raise RequestError("too complex")
+
+    scheduler = make()
+    scheduler.submit(job(0, matcher=Failing()))
+    scheduler.submit(job(1, max_tokens=5))
+    events = run(scheduler)
+    assert kinds(events, 0) == [Started, RequestError]
+    assert kinds(events, 1)[-1] is Finished
+
+
 def test_the_end_of_a_turn_ends_it_and_is_not_shown(make, parts):
     _, vocabulary = parts
     end = min(vocabulary.end_tokens)

@@ -50,9 +50,9 @@ def model(starter_path):
 
 @pytest.fixture(scope="module")
 def vocabulary(model):
-    from serve.engine.constraints import GrammarVocabulary
+    from serve.engine.llama_grammars import llama_grammar_vocabulary
 
-    return GrammarVocabulary(model)
+    return llama_grammar_vocabulary(model)
 
 
 def forced(tool_format, *tools, parallel=True):
