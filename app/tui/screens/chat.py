@@ -15,6 +15,7 @@ from app.tui.markdown import CodeBlock, code_blocks, harmless
 from app.tui.screens.conversations import ConversationsScreen
 from app.tui.screens.dialogs import CodeDialog
 from app.tui.screens.help import HelpScreen
+from app.tui.screens.reported import reported
 from app.tui.session import Ask
 from app.tui.widgets.key_bar import KeyBar
 from app.tui.widgets.message import MessageView
@@ -108,7 +109,8 @@ class ChatScreen(ConversationsScreen):
         picker = ModelPicker(store, self.session.model, n_ctx=settings.ctx, memory_gb=settings.memory_gb)
         self.app.push_screen(picker, self._use_model)
 
-    def _use_model(self, name: str | None) -> None:
+    @reported
+    async def _use_model(self, name: str | None) -> None:
         if name and name != self.session.model:
             if self.conversation is not None:
                 self.store.set_model(self.conversation.id, name)
@@ -123,7 +125,8 @@ class ChatScreen(ConversationsScreen):
     # ── asking ──
 
     @on(Prompt.Submitted)
-    def _submitted(self, event: Prompt.Submitted) -> None:
+    @reported
+    async def _submitted(self, event: Prompt.Submitted) -> None:
         if not self.session.model:
             self.action_models()
         else:
@@ -292,6 +295,7 @@ class ChatScreen(ConversationsScreen):
             self.say("There is no code in this message.")
 
     @on(Transcript.BranchRequested)
+    @reported
     async def _branch_requested(self, event: Transcript.BranchRequested) -> None:
         siblings = self.store.siblings(event.message.id)
         at = [message.id for message in siblings].index(event.message.id) + event.step

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from textual import on
@@ -14,6 +15,7 @@ from textual.widgets import Input, Static
 from app.tui.export import export_conversation
 from app.tui.markdown import harmless
 from app.tui.screens.dialogs import LineDialog
+from app.tui.screens.reported import reported
 from app.tui.session import Session
 from app.tui.widgets.prompt import Prompt
 from app.tui.widgets.sidebar import UNTITLED, ConversationList, Sidebar
@@ -195,25 +197,28 @@ class ConversationsScreen(Screen[None]):
         await self.show_conversation(None)
         self.close_list()
 
-    def action_rename(self) -> None:
+    async def action_rename(self) -> None:
         """Ask for another title of this conversation."""
         if self.conversation is not None:
-            self._rename(self.conversation.id)
+            await self._rename(self.conversation.id)
 
     @on(Sidebar.RenameRequested)
-    def _rename_requested(self, event: Sidebar.RenameRequested) -> None:
-        self._rename(event.conversation_id)
+    async def _rename_requested(self, event: Sidebar.RenameRequested) -> None:
+        await self._rename(event.conversation_id)
 
-    def _rename(self, conversation_id: int) -> None:
-        def rename(title: str | None) -> None:
-            if title:
-                self.store.rename(conversation_id, one_line(title, 200))
-                if conversation_id == self.conversation_id:
-                    self.conversation = self.store.get(conversation_id)
-                    self.show_title()
-                self.show_list()
+    @reported
+    async def _rename(self, conversation_id: int) -> None:
+        old = one_line(self.store.get(conversation_id).title)
+        self.app.push_screen(LineDialog("Title", old), partial(self._set_title, conversation_id))
 
-        self.app.push_screen(LineDialog("Title", one_line(self.store.get(conversation_id).title)), rename)
+    @reported
+    async def _set_title(self, conversation_id: int, title: str | None) -> None:
+        if title:
+            self.store.rename(conversation_id, one_line(title, 200))
+            if conversation_id == self.conversation_id:
+                self.conversation = self.store.get(conversation_id)
+                self.show_title()
+            self.show_list()
 
     async def action_delete(self) -> None:
         """Delete this conversation."""
@@ -224,6 +229,7 @@ class ConversationsScreen(Screen[None]):
     async def _delete_requested(self, event: Sidebar.DeleteRequested) -> None:
         await self._delete(event.conversation_id)
 
+    @reported
     async def _delete(self, conversation_id: int) -> None:
         self.session.cancel(conversation_id)
         title = one_line(self.store.get(conversation_id).title, 40) or UNTITLED
@@ -238,14 +244,11 @@ class ConversationsScreen(Screen[None]):
         self.refresh_bindings()
         self.say(f"Deleted “{title}”. F8 brings it back.")
 
+    @reported
     async def action_undo_delete(self) -> None:
         """Bring back the conversation that was deleted last."""
         if self._deleted:
-            try:
-                conversation = self.store.restore(self._deleted.pop())
-            except ConversationError as error:
-                self.say(str(error), "error")
-                return
+            conversation = self.store.restore(self._deleted.pop())
             await self.show_conversation(conversation.id)
 
     def action_export(self) -> None:
