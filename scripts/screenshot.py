@@ -4,13 +4,13 @@ make screenshot
 """
 
 import asyncio
-import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from app.tui.app import LocalLLMApp
+from app.tui.export import without_remote_fonts
 from localllm.conversations import ConversationStore
 from localllm.models.store import ModelStore
 from localllm.paths import Home
@@ -46,11 +46,6 @@ async def draw(home: Home) -> str:
         conversations.close()
         if (record := running_server(home)) is not None:
             await stop_managed(home, record)
-
-
-def without_remote_fonts(svg: str) -> str:
-    """``svg`` without the fonts that a viewer would fetch from the network; any monospaced one does."""
-    return re.sub(r"@font-face\s*\{[^}]*\}\s*", "", svg)
 
 
 def _answered(conversations: ConversationStore, count: int) -> bool:

@@ -14,6 +14,7 @@ from textual.screen import Screen
 from textual.theme import Theme
 
 from app.tui import clipboard
+from app.tui.export import export_picture
 from app.tui.markdown import harmless
 from app.tui.screens.chat import ChatScreen
 from app.tui.session import Connect, Session
@@ -137,9 +138,8 @@ class LocalLLMApp(App[None]):
 
     def _save_picture(self) -> None:
         try:
-            self.home.exports.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = self.save_screenshot(path=str(self.home.exports))
-        except OSError as error:
+            file = export_picture(self.home, self.export_screenshot())
+        except (LocalLLMError, OSError) as error:
             self.notify(f"The picture could not be saved: {error}", severity="error", markup=False)
         else:
             self.notify(f"Saved as {file}", markup=False)

@@ -1,4 +1,4 @@
-"""A conversation as a markdown file."""
+"""Files that a person asks for: a conversation as markdown, a picture of the screen."""
 
 import re
 from collections.abc import Sequence
@@ -38,3 +38,20 @@ def export_conversation(home: Home, conversation: Conversation, path: Sequence[M
     file = home.exports / f"{slug}-{conversation.id}.md"
     write_atomic(file, conversation_markdown(conversation, path))
     return file
+
+
+def export_picture(home: Home, svg: str) -> Path:
+    """Write a picture of the screen into the exports of this home; return the file.
+
+    Raises:
+        DiskFullError: There is no room.
+    """
+    home.exports.mkdir(mode=DIR_MODE, parents=True, exist_ok=True)
+    file = home.exports / f"localllm-{datetime.now():%Y-%m-%d-%H%M%S}.svg"
+    write_atomic(file, without_remote_fonts(svg))
+    return file
+
+
+def without_remote_fonts(svg: str) -> str:
+    """``svg`` without the fonts that a viewer would fetch from the network; any monospaced one does."""
+    return re.sub(r"@font-face\s*\{[^}]*\}\s*", "", svg)
