@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from localllm.errors import ContextLengthError, EngineDiedError, EngineLoadError, RequestError
+from localllm.errors import ContextLengthError, EngineDiedError, RequestError
 from serve.engine.constraint_types import Constraint
 from serve.engine.process import start_engine
 from serve.engine.types import Delta, EngineSpec, Finished, GenerateRequest, PromptLogprobs, SamplingParams, Started
@@ -378,48 +378,3 @@ async def test_a_killed_process_is_told(start, directory):
     with pytest.raises(EngineDiedError):
         await collect(events)
     assert not engine.alive
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"model_type": "no_such_model"}, "no_such_model"),
-        ({"model_file": "evil.py"}, "program of its own"),
-        ({"hidden_size": 32}, "cannot"),
-        ({"num_hidden_layers": 3}, "cannot load"),
-        ({"model_type": None}, "model_type"),
-    ],
-)
-async def test_a_directory_that_is_no_model_is_refused(start, tmp_path, config, message):
-    path = make_model(tmp_path / "bad", **config)
-    (path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(EngineLoadError, match=message):
-        await start(path)
-    assert not (tmp_path / "ran").exists()
-
-
-async def test_a_tokenizer_with_a_program_is_not_run(start, tmp_path):
-    path = make_model(tmp_path / "bad")
-    settings = json.loads((path / "tokenizer_config.json").read_text())
-    settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
-    (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    (path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass")
-    with contextlib.suppress(EngineLoadError):  # or it is read as what it is but for the program
-        await start(path)
-    assert not (tmp_path / "ran").exists()
-
-
-async def test_missing_and_damaged_files_are_refused(start, tmp_path):
-    with pytest.raises(EngineLoadError, match="no directory"):
-        await start(tmp_path / "nothing")
-    path = make_model(tmp_path / "bad")
-    (path / "tokenizer.json").write_text("{")
-    with pytest.raises(EngineLoadError, match="tokenizer"):
-        await start(path)
-    path = make_model(tmp_path / "worse")
-    weights = path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-    with pytest.raises(EngineLoadError, match="cannot load"):
-        await start(path)
-    with pytest.raises(EngineLoadError, match="adapter"):
-        await start(make_model(tmp_path / "good"), adapter=str(tmp_path / "no-adapter"))
