@@ -1,6 +1,5 @@
 """``/v1/messages`` and ``/v1/messages/count_tokens``: Anthropic's Messages API."""
 
-import json
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -11,7 +10,8 @@ from starlette.responses import JSONResponse, Response
 
 from localllm.errors import ContextLengthError
 from serve.engine.types import Delta, Finished, FinishReason, GenerateRequest, Started, TokenLogprob
-from serve.http.anthropic_types import CountTokensRequest, MessagesRequest
+from serve.http.anthropic_blocks import BlockEvents, event, whole_blocks
+from serve.http.anthropic_types import Chat, CountTokensRequest, MessagesRequest
 from serve.http.completion import complete
 from serve.http.dialects import error_body
 from serve.http.disconnect import unless_disconnected
@@ -21,17 +21,9 @@ from serve.http.json_body import parse_json
 from serve.http.sse import StreamStyle, open_stream, sse_event
 from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
-
-
-def _event(kind: str, **more: object) -> bytes:
-    return sse_event({"type": kind, **more}, kind)
-
+from serve.toolcalls.types import Part, TextPart, ToolFormat
 
 _STREAM = StreamStyle("text/event-stream", lambda reply: sse_event(error_body("anthropic", reply), "error"))
-_DELTA = (
-    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":'
-)
-_DELTA_END = b"}}\n\n"
 
 
 class AnthropicRoutes:
@@ -47,71 +39,104 @@ class AnthropicRoutes:
     async def messages(self, request: Request) -> Response:
         """``POST /v1/messages``."""
         body = validate(MessagesRequest, parse_json(await request.body()))
-        wanted = body.generate_request(client_of(request))
+        client = client_of(request)
         if body.stream:
-            return await open_stream(request.receive, self._events(body.model, wanted), _STREAM)
-        return JSONResponse(await unless_disconnected(request.receive, self._message(body.model, wanted)))
+            return await open_stream(request.receive, self._events(body, client), _STREAM)
+        return JSONResponse(await unless_disconnected(request.receive, self._message(body, client)))
 
     async def count_tokens(self, request: Request) -> Response:
         """``POST /v1/messages/count_tokens``."""
         body = validate(CountTokensRequest, parse_json(await request.body()))
-        wanted = body.generate_request(client_of(request))
-        return JSONResponse(
-            {"input_tokens": await unless_disconnected(request.receive, self._count(body.model, wanted))}
-        )
+        n_tokens = await unless_disconnected(request.receive, self._count(body, client_of(request)))
+        return JSONResponse({"input_tokens": n_tokens})
 
-    async def _message(self, model: str, wanted: GenerateRequest) -> dict[str, Any]:
-        async with self._supervisor.engine(model) as (manifest, engine):
-            done = await complete(engine, wanted)
+    async def _message(self, body: MessagesRequest, client: str) -> dict[str, Any]:
+        async with self._supervisor.engine(body.model) as (manifest, engine):
+            answer = _Answer(body, body.generate_request(client), engine.info.tool_format)
+            done = await complete(engine, answer.request)
+        parts = [*answer.parts(done.text), *answer.last_parts()]
         usage = done.finished.usage
         return {
             **_message_fields(str(manifest.model_name)),
-            "content": [{"type": "text", "text": done.text, "citations": None}],
-            **_stop_fields(done.finished.reason, wanted.stop, done.logprobs),
+            "content": whole_blocks(parts),
+            **answer.stop_fields(done.finished.reason, done.logprobs),
             "usage": {**_input_fields(usage.n_prompt, usage.n_cached), "output_tokens": usage.n_completion},
         }
 
-    async def _events(self, model: str, wanted: GenerateRequest) -> AsyncGenerator[bytes, None]:
+    async def _events(self, body: MessagesRequest, client: str) -> AsyncGenerator[bytes, None]:
         """The events of a streamed answer. The engine is kept until the generator is closed."""
-        async with self._supervisor.engine(model) as (manifest, engine):
+        async with self._supervisor.engine(body.model) as (manifest, engine):
+            answer = _Answer(body, body.generate_request(client), engine.info.tool_format)
+            blocks = BlockEvents()
             seen: list[TokenLogprob] = []
-            async with aclosing(generate_all(engine, [wanted])) as events:
-                async for _, event in events:
-                    match event:
+            async with aclosing(generate_all(engine, [answer.request])) as events:
+                async for _, item in events:
+                    match item:
                         case Started(n_prompt=n_prompt, n_cached=n_cached):
                             usage = {**_input_fields(n_prompt, n_cached), "output_tokens": 0}
                             empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-                            name = str(manifest.model_name)
-                            yield _event("message_start", message={**_message_fields(name), **empty})
-                            block = {"type": "text", "text": "", "citations": None}
-                            yield _event("content_block_start", index=0, content_block=block)
+                            fields = {**_message_fields(str(manifest.model_name)), **empty}
+                            yield event("message_start", message=fields)
                         case Delta(text=text, logprobs=tokens):
                             seen.extend(tokens)
-                            if text:
-                                yield _DELTA + json.dumps(text).encode("ascii") + _DELTA_END
+                            for frame in blocks.events(answer.parts(text)):
+                                yield frame
                         case Finished(reason=reason, usage=counts):
-                            yield _event("content_block_stop", index=0)
-                            total = {
-                                **_input_fields(counts.n_prompt, counts.n_cached),
-                                "output_tokens": counts.n_completion,
-                            }
-                            stop = _stop_fields(reason, wanted.stop, seen)
-                            yield _event("message_delta", delta=stop, usage=total)
-            yield _event("message_stop")
+                            for frame in (*blocks.events(answer.last_parts()), *blocks.end()):
+                                yield frame
+                            inputs = _input_fields(counts.n_prompt, counts.n_cached)
+                            total = {**inputs, "output_tokens": counts.n_completion}
+                            yield event("message_delta", delta=answer.stop_fields(reason, seen), usage=total)
+            yield event("message_stop")
 
-    async def _count(self, model: str, wanted: GenerateRequest) -> int:
+    async def _count(self, body: CountTokensRequest, client: str) -> int:
         """Tokens of a prompt, known as soon as the engine has admitted it; then it is cancelled."""
-        async with (
-            self._supervisor.engine(model) as (_, engine),
-            aclosing(generate_all(engine, [wanted])) as events,
-        ):
-            try:
-                async for _, event in events:
-                    if isinstance(event, Started):
-                        return event.n_prompt
-            except ContextLengthError as error:
-                return error.n_prompt
+        async with self._supervisor.engine(body.model) as (_, engine):
+            answer = _Answer(body, body.generate_request(client), engine.info.tool_format)
+            async with aclosing(generate_all(engine, [answer.request])) as events:
+                try:
+                    async for _, item in events:
+                        if isinstance(item, Started):
+                            return item.n_prompt
+                except ContextLengthError as error:
+                    return error.n_prompt
         raise AssertionError("an engine's events begin with Started or with an error")
+
+
+class _Answer:
+    """What an engine is asked, and how its text is to be read.
+
+    Args:
+        body: The request of the API.
+        request: The same as the engine takes it, but for tools.
+        tool_format: How the model writes calls.
+    """
+
+    def __init__(self, body: Chat, request: GenerateRequest, tool_format: ToolFormat) -> None:
+        plan = body.tool_plan()
+        self.request = request if plan is None else plan.request(request, tool_format)
+        self._parser = None if plan is None else plan.parser(tool_format)
+
+    def parts(self, text: str) -> list[Part]:
+        """What more text adds to the answer."""
+        if self._parser is None:
+            return [TextPart(text)] if text else []
+        return self._parser.feed(text)
+
+    def last_parts(self) -> list[Part]:
+        """What was held back until the end."""
+        return [] if self._parser is None else self._parser.finish()
+
+    def stop_fields(self, reason: FinishReason, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Why the answer ended; ``tokens`` are needed where the request has stop sequences."""
+        if reason == "length":
+            return {"stop_reason": "max_tokens", "stop_sequence": None}
+        text = b"".join(token.text for token in tokens).decode("utf-8", errors="replace")
+        found = min(((text.find(stop), stop) for stop in self.request.stop if stop in text), default=None)
+        if found is not None:
+            return {"stop_reason": "stop_sequence", "stop_sequence": found[1]}
+        called = self._parser is not None and self._parser.n_calls > 0
+        return {"stop_reason": "tool_use" if called else "end_turn", "stop_sequence": None}
 
 
 def _message_fields(model: str) -> dict[str, Any]:
@@ -125,20 +150,3 @@ def _input_fields(n_prompt: int, n_cached: int) -> dict[str, int]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": n_cached,
     }
-
-
-def _stop_fields(reason: FinishReason, stops: Sequence[str], tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """Why the answer ended.
-
-    Args:
-        reason: As the engine says it.
-        stops: The stop sequences of the request.
-        tokens: All tokens of the answer, those of the stop sequence too; needed where there are stop sequences.
-    """
-    if reason == "length":
-        return {"stop_reason": "max_tokens", "stop_sequence": None}
-    text = b"".join(token.text for token in tokens).decode("utf-8", errors="replace")
-    found = min(((text.find(stop), stop) for stop in stops if stop in text), default=None)
-    if found is None:
-        return {"stop_reason": "end_turn", "stop_sequence": None}
-    return {"stop_reason": "stop_sequence", "stop_sequence": found[1]}

@@ -5,25 +5,26 @@ put together, as Anthropic documents it.
 """
 
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from serve.engine.constraint_types import Constraint
 from serve.engine.types import GenerateRequest, SamplingParams
+from serve.http.anthropic_tools import Text, ToolChoiceParam, ToolParam, Turn
 from serve.http.openai_types import Stop
+from serve.http.tool_types import MAX_TOOLS, tool_plan
 from serve.http.wire_types import (
     MAX_MODEL_NAME,
     MAX_STOPS,
     UNSUPPORTED,
     Inert,
-    TextPart,
     Wire,
     anything,
     one_of,
     refuse,
-    text_of,
 )
+from serve.toolcalls.plan import ToolPlan
 
 INERT: Inert = {
     "metadata": anything,
@@ -31,26 +32,10 @@ INERT: Inert = {
     "service_tier": one_of("auto", "standard_only"),
     "speed": one_of("standard"),
     "thinking": one_of({"type": "disabled"}),
-    "tools": one_of([]),
-    "tool_choice": one_of({"type": "auto"}, {"type": "none"}),
     "container": one_of(),
     "diagnostics": one_of(),
     "inference_geo": one_of(),
 }
-
-
-def _text(content: object) -> object:
-    return text_of(content, also=frozenset({"cache_control"}))
-
-
-_Text = Annotated[str, BeforeValidator(_text, json_schema_input_type=str | list[TextPart])]
-
-
-class Turn(Wire):
-    """One message."""
-
-    role: Literal["user", "assistant"]
-    content: _Text
 
 
 def _ends_with_the_user(turns: list[Turn]) -> list[Turn]:
@@ -76,28 +61,51 @@ class OutputConfig(Wire):
         return self.format and Constraint("json_schema", json.dumps(self.format.schema_, ensure_ascii=False))
 
 
-class _Chat(Wire):
+class Chat(Wire):
     """What both routes have in common."""
 
     INERT: ClassVar[Inert] = INERT
 
     model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
     messages: Annotated[list[Turn], Field(min_length=1), AfterValidator(_ends_with_the_user)]
-    system: _Text = ""
+    system: Text = ""
     output_config: OutputConfig = OutputConfig()
+    tools: list[ToolParam] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: ToolChoiceParam = ToolChoiceParam()
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        plan = self.tool_plan()
+        if plan is not None and plan.force and self.output_config.format is not None:
+            raise refuse("A forced `tool_choice` decides what the answer looks like; `output_config` cannot.")
+        return self
+
+    def tool_plan(self) -> ToolPlan | None:
+        """What is asked of tools, if anything."""
+        return tool_plan(
+            [tool.as_definition() for tool in self.tools],
+            self.tool_choice.as_choice(),
+            parallel=not self.tool_choice.disable_parallel_tool_use,
+            called_before=any(turn.has_tools for turn in self.messages),
+        )
 
     def turns(self) -> tuple[dict[str, Any], ...]:
-        """The chat as a template takes it."""
+        """The chat in OpenAI's shape."""
         turns: list[dict[str, Any]] = [{"role": "system", "content": self.system}] if self.system else []
-        for turn in self.messages:
-            if turns and turns[-1]["role"] == turn.role:
-                turns[-1]["content"] += f"\n{turn.content}"
+        for message in (message for turn in self.messages for message in turn.as_messages()):
+            if turns and _one_turn(turns[-1], message):
+                turns[-1]["content"] += f"\n{message['content']}"
             else:
-                turns.append({"role": turn.role, "content": turn.content})
+                turns.append(message)
         return tuple(turns)
 
 
-class CountTokensRequest(_Chat):
+def _one_turn(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Both are words of one role."""
+    return before["role"] == after["role"] != "tool" and "tool_calls" not in (before.keys() | after.keys())
+
+
+class CountTokensRequest(Chat):
     """``POST /v1/messages/count_tokens``."""
 
     def generate_request(self, client: str) -> GenerateRequest:
@@ -105,7 +113,7 @@ class CountTokensRequest(_Chat):
         return GenerateRequest(messages=self.turns(), max_tokens=1, client=client)
 
 
-class MessagesRequest(_Chat):
+class MessagesRequest(Chat):
     """``POST /v1/messages``."""
 
     max_tokens: int = Field(ge=1)

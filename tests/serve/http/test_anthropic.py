@@ -182,7 +182,6 @@ async def test_refusals_of_guards_have_anthropics_shape(serve):
 @pytest.mark.parametrize(
     "more",
     [
-        {"tools": [{"name": "f", "input_schema": {}}]},
         {"thinking": {"type": "enabled", "budget_tokens": 1024}},
         {"container": "x"},
         {"speed": "fast"},
