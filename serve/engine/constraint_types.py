@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 # write line breaks until they run out of tokens.
 JSON_SPACE = r"[ ]|\n[ \t]{0,20}"
 
-ConstraintKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf"]
+ConstraintKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Constraint:
 
     Attributes:
         kind: How ``text`` is to be read: a JSON schema, nothing (any JSON object), a regular expression for the whole
-            answer (Rust's syntax: no look-around, no back references), a grammar in llguidance's Lark dialect, or one
-            in llama.cpp's GBNF.
+            answer (Rust's syntax: no look-around, no back references), a grammar in llguidance's Lark dialect, one in
+            llama.cpp's GBNF, or one of our own (Lark again) around the schemas of tools.
         text: The schema, expression or grammar.
         lenient: Ignore keywords of a schema that cannot be enforced, instead of refusing the schema.
     """

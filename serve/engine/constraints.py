@@ -26,7 +26,12 @@ _NAMES = {
     "regex": "regular expression",
     "lark": "grammar",
     "gbnf": "grammar",
+    "tool_calls": "tools' schema",
 }
+# llguidance looks ahead for all that must come next. In a stranger's grammar that may have no end (``/a+/ /a+/``: the
+# first takes every a), and it would look for ever.
+_OPTIONS = "%llguidance"
+_NO_FORCING = f'{_OPTIONS} {{"no_forcing": true}}\n'
 
 
 class GrammarVocabulary:
@@ -147,9 +152,17 @@ def _grammar(constraint: Constraint) -> str:
         case "regex":
             return LLMatcher.grammar_from_regex(constraint.text)
         case "lark":
-            return LLMatcher.grammar_from_lark(constraint.text)
+            return _strangers_grammar(constraint.text)
         case "gbnf":
-            return LLMatcher.grammar_from_lark(any_to_lark(constraint.text))
+            return _strangers_grammar(any_to_lark(constraint.text).replace(f"{_OPTIONS} {{}}", "", 1))
+        case "tool_calls":
+            return LLMatcher.grammar_from_lark(constraint.text)
+
+
+def _strangers_grammar(text: str) -> str:
+    if _OPTIONS in text:
+        raise ValueError(f"{_OPTIONS} is not supported")
+    return LLMatcher.grammar_from_lark(_NO_FORCING + text)
 
 
 def _schema_grammar(schema: str, *, lenient: bool) -> str:

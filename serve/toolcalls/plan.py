@@ -53,7 +53,7 @@ class ToolPlan:
             return request
         grammar = call_grammar(tool_format, self.tools, parallel=self.parallel)
         prefix = call_prefix(tool_format, self.tools)
-        return replace(request, constraint=Constraint("lark", grammar), answer_prefix=prefix)
+        return replace(request, constraint=Constraint("tool_calls", grammar), answer_prefix=prefix)
 
     def parser(self, tool_format: ToolFormat) -> ToolCallParser | None:
         """What reads the answer; None where nothing can be called."""

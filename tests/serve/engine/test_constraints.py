@@ -103,6 +103,16 @@ def test_special_tokens_are_no_text(model, vocabulary):
     assert special[0] not in matcher.allowed()
 
 
+@pytest.mark.parametrize(
+    "text", ["start: /a+/ /a+/", 'start: A A\nA: "a"+', 'start: "a" start', "start: /.*/ /.*/ /.*/"]
+)
+def test_a_grammar_that_never_ends_does_not_stop_the_engine(vocabulary, text):
+    matcher = vocabulary.compile(Constraint("lark", text))
+    for _ in range(20):
+        assert len(matcher.forced()) < 100
+        matcher.accept(int(matcher.allowed()[0]))
+
+
 def test_forced_tokens_are_told(model, vocabulary):
     matcher = vocabulary.compile(Constraint("regex", "Hello, world[.]"))
     assert b"".join(map(model.piece, matcher.forced())).startswith(b"Hello, ")
@@ -142,6 +152,8 @@ def test_every_json_object_that_python_writes_is_one(model, vocabulary, value, i
         (Constraint("lark", "start: missing"), "unknown name"),
         (Constraint("lark", ""), "grammar cannot be used"),
         (Constraint("gbnf", "root ::= ("), "Expected"),
+        (Constraint("lark", '%llguidance {"no_forcing": false}\nstart: /a+/ /a+/'), "not supported"),
+        (Constraint("tool_calls", 'start: %json {"not": {}}'), "tools' schema cannot be used: .*not"),
         (Constraint("gbnf", ""), "grammar cannot be used"),
     ],
 )

@@ -125,7 +125,7 @@ async def test_a_forced_call_is_a_grammar_and_a_beginning(serve, choice):
     assert answer.choices[0].message.tool_calls[0].function.arguments == '{"city": "X"}'
     (request,) = served.engine.requests
     assert request.answer_prefix == "<tool_call>\n"
-    assert request.constraint.kind == "lark"
+    assert request.constraint.kind == "tool_calls"
     assert ("get_time" in request.constraint.text) == (choice == "required")
 
 
