@@ -52,6 +52,15 @@ class ToolCallParser:
         self._at_start = True
         self._parts: list[Part] = []
 
+    def begin(self, text: str) -> None:
+        """Take what the answer begins with and does not repeat; it never comes out as text.
+
+        Args:
+            text: The opening mark of a call and what stands before its name.
+        """
+        self.feed(text)
+        self._held = self._pending = ""
+
     def feed(self, text: str) -> list[Part]:
         """Take more text; return the parts that are certain now."""
         self._pending += text

@@ -62,7 +62,7 @@ class ToolPlan:
         names = [tool.name for tool in self.tools]
         parser = ToolCallParser(tool_format, names, None if self.parallel else 1)
         if self.force:
-            parser.feed(call_prefix(tool_format, self.tools))  # gives nothing yet: no call is complete with it
+            parser.begin(call_prefix(tool_format, self.tools))
         return parser
 
 

@@ -132,6 +132,16 @@ def test_text_without_marks_is_not_held_back():
     assert parser.feed("3") == [TextPart(" <3")]
 
 
+def test_what_an_answer_begins_with_is_never_text():
+    parser = ToolCallParser("hermes", NAMES)
+    parser.begin("<tool_call>\n")
+    assert parser.feed('{"name": "ge') == []
+    assert parser.finish() == [TextPart('{"name": "ge')]
+    parser = ToolCallParser("mistral_args", NAMES)
+    parser.begin("[TOOL_CALLS]add[ARGS]")
+    assert parser.feed('{"a": 1}') == [CallStart(0, "add"), CallArguments(0, '{"a": 1}')]
+
+
 def test_arguments_stream():
     parser = ToolCallParser("hermes", NAMES)
     assert parser.feed('<tool_call>{"name": "add", "arguments": {"a"') == [
