@@ -37,12 +37,12 @@ class MLXModel:
         if not directory.is_dir():
             raise EngineLoadError(f"{directory.name} is no directory of a model.")
         n_threads = spec.n_threads or read_machine().performance_cores
-        prepare_process(n_threads)
+        prepare_process(n_threads, cpu=spec.n_gpu_layers == 0)
         # Deferred: mlx-lm takes 2 s to import, and what was prepared must come before it.
         from serve.engine.mlx_scheduler import MLXScheduler
 
         adapter = Path(spec.adapter) if spec.adapter else None
-        weights = Weights(directory, adapter, cpu=spec.n_gpu_layers == 0)
+        weights = Weights(directory, adapter)
         self._vocabulary = load_vocabulary(directory, weights.end_tokens)
         n_ctx = spec.n_ctx or weights.n_ctx_train
         self.scheduler = MLXScheduler(

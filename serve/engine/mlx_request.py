@@ -48,6 +48,11 @@ class Running:
         """Tokens that it may still generate; None when only the context bounds them."""
         return None if self.job.max_tokens is None else self.job.max_tokens - self.n_generated
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether its prompt's log-probabilities are still to be computed."""
+        return self.job.prompt_logprobs and not self.started
+
     def feed(self, piece: bytes) -> list[JobEvent]:
         """Take the bytes of a new token; the Delta that follows, if any text is certain."""
         text = self.text.feed(piece)

@@ -14,15 +14,17 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx_lm.generate import BatchGenerator, StopSequences
-from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 
 from localllm.errors import ContextLengthError, EngineBusyError
 from serve.engine.logprobs import token_logprob
+from serve.engine.mlx_prefix import Kept, PrefixCache, Shared, cut
 from serve.engine.mlx_request import Running
 from serve.engine.mlx_sampler import TokenSampler
 from serve.engine.mlx_vocabulary import Vocabulary
 from serve.engine.mlx_weights import Weights
 from serve.engine.pace import Pace
+from serve.engine.prefix import MIN_SHARED, as_tokens, n_common
 from serve.engine.request import Job, JobEvent
 from serve.engine.text import TextStream
 from serve.engine.types import FinishReason, PromptLogprobs, Started, TokenLogprob
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # A request is admitted only when this much more than its prompt is free: answers grow.
 _HEADROOM = 32
+# A request waits for another one's prompt when at least this many tokens more can then be shared.
+_WORTH_WAITING = 64
 # Prompts that are read together.
 _N_PROMPTS = 8
 # Prefixes kept at most; their bytes are bounded too.
@@ -71,7 +75,8 @@ class MLXScheduler:
         self._pace = Pace()
         self._waiting: deque[Running] = deque()
         self._running: dict[int, Running] = {}  # by mlx-lm's uid, in order of admission
-        self._kept: Any = LRUPromptCache(_N_KEPT)
+        self._kept = PrefixCache(_N_KEPT, clock)
+        self._can_trim = can_trim_prompt_cache(make_prompt_cache(weights.model))
         self._generator: Any = BatchGenerator(
             weights.model,
             completion_batch_size=n_parallel,
@@ -127,17 +132,62 @@ class MLXScheduler:
     # --- admission -------------------------------------------------------------------------------------------------
 
     def _admit(self, events: list[JobEvent]) -> None:
-        while self._waiting and len(self._running) < self._n_parallel:
-            request = self._next_in_turn()
+        # A look at many would cost more than it can win: some dozen comparisons each.
+        for request in self._in_turn()[: 2 * self._n_parallel]:
+            if len(self._running) >= self._n_parallel:
+                return
             if self._running and (self._hold or self._cells(request) > self._n_ctx):
                 return
-            self._waiting.remove(request)
-            self._start(request, events)
+            n_shared, holder = self._find_holder(request)
+            if not self._should_wait(request, n_shared):
+                self._waiting.remove(request)
+                self._start(request, self._share(n_shared, holder), events)
 
-    def _next_in_turn(self) -> Running:
-        """Who waits longest among those whose client has the fewest requests running."""
-        busy = Counter(request.job.client for request in self._running.values())
-        return min(self._waiting, key=lambda request: busy[request.job.client])
+    def _in_turn(self) -> list[Running]:
+        """Who waits, those first whose client has the fewest requests running or before them; else by arrival."""
+        ahead = Counter(request.job.client for request in self._running.values())
+        turns = []
+        for place, request in enumerate(self._waiting):
+            turns.append((ahead[request.job.client], place, request))
+            ahead[request.job.client] += 1
+        return [request for _, _, request in sorted(turns, key=lambda turn: turn[:2])]
+
+    def _find_holder(self, request: Running) -> tuple[int, Kept | int | None]:
+        """The longest beginning of a prompt that is there: its length, and what holds it, kept or running (a uid)."""
+        if request.scores_prompt:
+            return 0, None  # all of it is computed: its logits are wanted
+        # The last token is always computed anew: its logits are needed.
+        wanted, client = as_tokens(request.tokens[:-1]), request.job.client
+        best: tuple[int, Kept | int | None] = self._kept.find(wanted, client)
+        if not self._can_trim:
+            return best
+        for uid, other in self._running.items():
+            if other.job.client == client and not other.reading:
+                n = n_common(wanted, as_tokens(other.tokens))
+                if n >= MIN_SHARED and n > best[0]:
+                    best = n, uid
+        return best
+
+    def _share(self, n: int, holder: Kept | int | None) -> Shared:
+        match holder:
+            case None:
+                return Shared()
+            case Kept():
+                return self._kept.take(holder, n)
+        cache, tokens = self._generator.extract_cache([holder])[holder]
+        # A sliding window that has moved on cannot be taken back.
+        return Shared(n, cut(cache, len(tokens) - n)) if can_trim_prompt_cache(cache) else Shared()
+
+    def _should_wait(self, request: Running, n_shared: int) -> bool:
+        """Whether somebody is just reading what this request begins with."""
+        if request.scores_prompt or not self._can_trim:
+            return False
+        wanted, client = as_tokens(request.tokens[:-1]), request.job.client
+        return any(
+            n_common(wanted, as_tokens(other.tokens)) - n_shared >= _WORTH_WAITING
+            for other in self._running.values()
+            if other.job.client == client and other.reading
+        )
 
     def _cells(self, another: Running | None = None) -> int:
         """Tokens of KV that the running requests and ``another`` take: rows, each as long as the longest."""
@@ -146,19 +196,15 @@ class MLXScheduler:
             lengths.append(len(another.tokens) + _HEADROOM)
         return len(lengths) * max(lengths, default=0)
 
-    def _start(self, request: Running, events: list[JobEvent]) -> None:
-        """Hand a request to mlx-lm, with the longest beginning whose KV is kept."""
+    def _start(self, request: Running, shared: Shared, events: list[JobEvent]) -> None:
+        """Hand a request to mlx-lm, with the beginning of its prompt whose KV is there."""
         job = request.job
         known: list[TokenLogprob] | None = None
-        if job.prompt_logprobs and not request.started:
-            known, cache = self._score_prompt(job)
-            n_shared = len(request.tokens) - 1 if cache is not None else 0
-        else:
-            cache, rest = self._kept.fetch_nearest_cache(job.client, request.tokens[:-1])
-            n_shared = len(request.tokens) - 1 - len(rest) if cache is not None else 0
+        n_cached = shared.n
+        if request.scores_prompt:
+            known, shared = self._score_prompt(job)
         if not request.started:
-            request.started = True
-            request.n_cached = 0 if known is not None else n_shared
+            request.started, request.n_cached = True, n_cached
             events.append((job.id, Started(len(job.prompt), request.n_cached)))
         if known is not None:
             events.append((job.id, PromptLogprobs(tuple(known))))
@@ -167,10 +213,10 @@ class MLXScheduler:
                 return
         sampler = TokenSampler(job.sampling, self._weights.n_vocab, request.n_generated, job.matcher)
         [uid] = self._generator.insert(
-            [request.tokens[n_shared:]],
+            [request.tokens[shared.n :]],
             max_tokens=[self._n_left(request)],
-            caches=[cache],
-            all_tokens=[request.tokens[:n_shared]],
+            caches=[shared.cache],
+            all_tokens=[request.tokens[: shared.n]],
             # None is mlx-lm's own greedy sampler, which takes a whole batch at once.
             samplers=[None if sampler.plain_greedy else sampler],
             logits_processors=[[sampler.observe] if sampler.observes else None],
@@ -183,15 +229,15 @@ class MLXScheduler:
         n_left = self._n_ctx - len(request.tokens)
         return n_left if request.n_left is None else min(n_left, request.n_left)
 
-    def _score_prompt(self, job: Job) -> tuple[list[TokenLogprob], Any]:
-        """The prompt's own log-probabilities, and the KV of all but its last token (None when it has no other).
+    def _score_prompt(self, job: Job) -> tuple[list[TokenLogprob], Shared]:
+        """The prompt's own log-probabilities, and the KV of all but its last token.
 
         All in one go: the others wait, which is right for what this is for (evaluation) and for nothing else.
         """
         text, n_top = self._vocabulary.token_text, job.n_logprobs or 0
         known = [TokenLogprob(job.prompt[0], text(job.prompt[0]), None)]
         if len(job.prompt) == 1:
-            return known, None
+            return known, Shared()
         cache = make_prompt_cache(self._weights.model)
         with mx.stream(self._generator.stream):
             for start in range(0, len(job.prompt) - 1, self._n_batch):
@@ -203,7 +249,7 @@ class MLXScheduler:
                     token_logprob(row, token, n_top, text)
                     for row, token in zip(np.array(logits), following, strict=True)
                 ]
-        return known, cache
+        return known, Shared(len(job.prompt) - 1, cache)
 
     def _make_room(self) -> None:
         """Let the youngest give way until the others have room; forget what is kept but has none."""
@@ -214,7 +260,7 @@ class MLXScheduler:
             self._generator.remove([uid])
             self._waiting.appendleft(request)
             self._hold = True
-        self._kept.trim_to(n_bytes=(self._n_ctx - self._cells()) * self._weights.kv_bytes)
+        self._kept.trim((self._n_ctx - self._cells()) * self._weights.kv_bytes)
 
     def _next_answers(self) -> list[Any]:
         """One step of mlx-lm: its responses for the requests that got a token."""
@@ -276,4 +322,4 @@ class MLXScheduler:
         self._hold = False
 
     def _keep(self, request: Running, cache: Any, tokens: list[int]) -> None:
-        self._kept.insert_cache(request.job.client, tokens, cache)
+        self._kept.keep(as_tokens(tokens), request.job.client, cache)

@@ -13,10 +13,14 @@ _USUAL_CONTEXT = 8192
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
-def prepare_process(n_threads: int) -> None:
-    """Get this process ready for MLX; must come before the first import of ``mlx.core`` and ``transformers``.
+def prepare_process(n_threads: int, *, cpu: bool) -> None:
+    """Get this process ready for MLX; must come before the first import of ``mlx``, mlx-lm and ``transformers``.
 
-    A tuned BLAS is put under MLX on Linux, with ``n_threads`` threads, and nothing may ask the network for a file.
+    A tuned BLAS is put under MLX on Linux, and nothing may ask the network for a file.
+
+    Args:
+        n_threads: Threads of the BLAS.
+        cpu: Compute on the CPU even where there is a GPU.
     """
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, str(n_threads))
@@ -25,6 +29,10 @@ def prepare_process(n_threads: int) -> None:
     os.environ.update({"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"})
     os.environ.pop("MLXLM_USE_MODELSCOPE", None)
     preload_blas()
+    import mlx.core as mx  # deferred: it binds its BLAS as it is imported
+
+    if cpu:
+        mx.set_default_device(mx.cpu)  # mlx-lm makes its stream as it is imported, on the device of that moment
 
 
 class Weights:
@@ -33,7 +41,6 @@ class Weights:
     Args:
         directory: The model's directory.
         adapter: A directory that mlx-lm's trainer wrote (``adapter_config.json``, ``adapters.safetensors``), or None.
-        cpu: Compute on the CPU even where there is a GPU.
 
     Attributes:
         model: The module; maps token ids of shape (batch, length) and caches to logits (batch, length, n_vocab).
@@ -44,11 +51,9 @@ class Weights:
         EngineLoadError: The directory is damaged, of an unknown architecture, or wants to run code of its own.
     """
 
-    def __init__(self, directory: Path, adapter: Path | None = None, *, cpu: bool = False) -> None:
+    def __init__(self, directory: Path, adapter: Path | None = None) -> None:
         import mlx.core as mx  # deferred, like mlx-lm (2 s): prepare_process comes first
 
-        if cpu:
-            mx.set_default_device(mx.cpu)
         self.config = _read_config(directory)
         self.model = _load(directory)
         if adapter is not None:

@@ -163,7 +163,7 @@ def test_what_is_kept_stays_within_the_cache(make, parts):
         run(scheduler)
     scheduler.submit(job(99, prompt=[5] * 200, max_tokens=2))
     scheduler.step()
-    assert scheduler._kept.nbytes <= 56 * weights.kv_bytes
+    assert scheduler._kept.n_bytes <= 56 * weights.kv_bytes
     run(scheduler)
 
 
@@ -190,6 +190,32 @@ def test_a_grammar_that_fails_ends_its_request_and_no_other(make):
     events = run(scheduler)
     assert kinds(events, 0) == [Started, RequestError]
     assert kinds(events, 1)[-1] is Finished
+
+
+def test_many_that_begin_alike_read_the_beginning_once(make):
+    scheduler = make(n_ctx=1024, n_batch=32)
+    prefix = tuple(20 + n % 90 for n in range(150))
+    alone = []
+    for number in range(3):
+        single = make(n_ctx=1024)
+        single.submit(job(number, prompt=(*prefix, 10 + number), max_tokens=8))
+        alone.append([event.text for _, event in run(single) if isinstance(event, Delta)])
+        scheduler.submit(job(number, prompt=(*prefix, 10 + number), max_tokens=8))
+    events = run(scheduler)
+    cached = [event.n_cached for _, event in events if isinstance(event, Started)]
+    assert cached == [0, 150, 150]
+    for number in range(3):
+        assert [e.text for owner, e in events if owner == number and isinstance(e, Delta)] == alone[number]
+
+
+def test_another_client_waits_for_nobody_and_shares_nothing(make):
+    scheduler = make(n_ctx=1024, n_batch=32)
+    prompt = tuple(20 + n % 90 for n in range(150))
+    scheduler.submit(job(0, prompt=prompt, max_tokens=2))
+    scheduler.submit(job(1, prompt=prompt, max_tokens=2, client="another"))
+    started = [(number, e.n_cached) for number, e in scheduler.step() if isinstance(e, Started)]
+    assert started == [(0, 0), (1, 0)]
+    run(scheduler)
 
 
 def test_the_end_of_a_turn_ends_it_and_is_not_shown(make, parts):
