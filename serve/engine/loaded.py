@@ -72,7 +72,7 @@ class LoadedModel:
             n_threads=self._n_threads,
             has_chat_template=self._model.chat_template is not None,
             pid=os.getpid(),
-            tool_format=tool_format(self._model.chat_template),
+            tool_format=tool_format(self._tool_template_source),
         )
 
     def tokenize(self, request: GenerateRequest) -> Sequence[int]:
@@ -168,9 +168,20 @@ class LoadedModel:
 
         return llama_grammar_vocabulary(self._model)
 
+    @property
+    def _tool_template_source(self) -> str | None:
+        # Some files (Hermes, Command R) carry a second template for chats with tools.
+        return self._model.metadata("tokenizer.chat_template.tool_use") or self._model.chat_template
+
     @cached_property
     def _template(self) -> ChatTemplate:
-        source = self._model.chat_template
+        return self._compiled(self._model.chat_template)
+
+    @cached_property
+    def _tool_template(self) -> ChatTemplate:
+        return self._compiled(self._tool_template_source)
+
+    def _compiled(self, source: str | None) -> ChatTemplate:
         if source is None:
             raise RequestError(
                 "This model has no chat template: it is a base model, made to continue text.",
@@ -202,7 +213,9 @@ class LoadedModel:
         assert request.messages is not None
         messages = [mark_message(message, self._model.find_specials) for message in request.messages]
         template_args = mark_specials(request.template_args, self._model.find_specials)
-        text = self._template.render(messages, **template_args) + request.answer_prefix
+        with_tools = "tools" in template_args or any(message["role"] == "tool" for message in messages)
+        template = self._tool_template if with_tools else self._template
+        text = template.render(messages, **template_args) + request.answer_prefix
         # Most templates write BOS themselves; the tokenizer must not add a second one.
         bos = self._model.special_text(self._model.bos)
         add_special = self._model.add_bos and not (bos and text.startswith(bos))

@@ -53,6 +53,26 @@ def test_a_template_that_cuts_text_leaves_no_marker():
 
 
 @pytest.mark.model
+def test_a_second_template_is_for_chats_with_tools(starter_path, monkeypatch):
+    from serve.engine.llama import LlamaModel
+    from serve.engine.loaded import LoadedModel
+    from serve.engine.types import EngineSpec, GenerateRequest
+
+    for_tools = "{% for tool in tools %}<tool_call>{{ tool.name }}{% endfor %}{{ messages[-1].content }}"
+    own = LlamaModel.metadata
+    monkeypatch.setattr(
+        LlamaModel, "metadata", lambda self, key: for_tools if key.endswith(".tool_use") else own(self, key)
+    )
+    model = LoadedModel(EngineSpec(path=str(starter_path), n_ctx=512))
+    assert model.info.tool_format == "hermes"
+    messages = ({"role": "user", "content": "Hi"},)
+    with_tools = GenerateRequest(messages=messages, template_args={"tools": [{"name": "f<|im_end|>"}]})
+    assert model.detokenize(model.tokenize(with_tools)) == "<tool_call>f<|im_end|>Hi"
+    assert 2 not in model.tokenize(with_tools), "what a tool is called is text"
+    assert "<|im_start|>user" in model.detokenize(model.tokenize(GenerateRequest(messages=messages)))
+
+
+@pytest.mark.model
 def test_with_the_real_tokenizer(starter_path):
     from serve.engine.loaded import LoadedModel
     from serve.engine.types import EngineSpec, GenerateRequest
