@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from localllm.errors import ContextLengthError
-from serve.engine.types import Delta, Finished, FinishReason, GenerateRequest, Started, TokenLogprob
+from serve.engine.types import Delta, Finished, FinishReason, Started, TokenLogprob
 from serve.http.anthropic_blocks import BlockEvents, event, whole_blocks
-from serve.http.anthropic_types import Chat, CountTokensRequest, MessagesRequest
+from serve.http.anthropic_types import CountTokensRequest, MessagesRequest
 from serve.http.completion import complete
 from serve.http.dialects import error_body
 from serve.http.disconnect import unless_disconnected
@@ -19,9 +19,9 @@ from serve.http.fanout import generate_all
 from serve.http.guards import client_of
 from serve.http.json_body import parse_json
 from serve.http.sse import StreamStyle, open_stream, sse_event
+from serve.http.tool_answer import ToolAnswer
 from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
-from serve.toolcalls.types import Part, TextPart, ToolFormat
 
 _STREAM = StreamStyle("text/event-stream", lambda reply: sse_event(error_body("anthropic", reply), "error"))
 
@@ -52,21 +52,21 @@ class AnthropicRoutes:
 
     async def _message(self, body: MessagesRequest, client: str) -> dict[str, Any]:
         async with self._supervisor.engine(body.model) as (manifest, engine):
-            answer = _Answer(body, body.generate_request(client), engine.info.tool_format)
+            answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
             done = await complete(engine, answer.request)
         parts = [*answer.parts(done.text), *answer.last_parts()]
         usage = done.finished.usage
         return {
             **_message_fields(str(manifest.model_name)),
             "content": whole_blocks(parts),
-            **answer.stop_fields(done.finished.reason, done.logprobs),
+            **_stop_fields(done.finished.reason, answer, done.logprobs),
             "usage": {**_input_fields(usage.n_prompt, usage.n_cached), "output_tokens": usage.n_completion},
         }
 
     async def _events(self, body: MessagesRequest, client: str) -> AsyncGenerator[bytes, None]:
         """The events of a streamed answer. The engine is kept until the generator is closed."""
         async with self._supervisor.engine(body.model) as (manifest, engine):
-            answer = _Answer(body, body.generate_request(client), engine.info.tool_format)
+            answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
             blocks = BlockEvents()
             seen: list[TokenLogprob] = []
             async with aclosing(generate_all(engine, [answer.request])) as events:
@@ -86,13 +86,13 @@ class AnthropicRoutes:
                                 yield frame
                             inputs = _input_fields(counts.n_prompt, counts.n_cached)
                             total = {**inputs, "output_tokens": counts.n_completion}
-                            yield event("message_delta", delta=answer.stop_fields(reason, seen), usage=total)
+                            yield event("message_delta", delta=_stop_fields(reason, answer, seen), usage=total)
             yield event("message_stop")
 
     async def _count(self, body: CountTokensRequest, client: str) -> int:
         """Tokens of a prompt, known as soon as the engine has admitted it; then it is cancelled."""
         async with self._supervisor.engine(body.model) as (_, engine):
-            answer = _Answer(body, body.generate_request(client), engine.info.tool_format)
+            answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
             async with aclosing(generate_all(engine, [answer.request])) as events:
                 try:
                     async for _, item in events:
@@ -103,40 +103,15 @@ class AnthropicRoutes:
         raise AssertionError("an engine's events begin with Started or with an error")
 
 
-class _Answer:
-    """What an engine is asked, and how its text is to be read.
-
-    Args:
-        body: The request of the API.
-        request: The same as the engine takes it, but for tools.
-        tool_format: How the model writes calls.
-    """
-
-    def __init__(self, body: Chat, request: GenerateRequest, tool_format: ToolFormat) -> None:
-        plan = body.tool_plan()
-        self.request = request if plan is None else plan.request(request, tool_format)
-        self._parser = None if plan is None else plan.parser(tool_format)
-
-    def parts(self, text: str) -> list[Part]:
-        """What more text adds to the answer."""
-        if self._parser is None:
-            return [TextPart(text)] if text else []
-        return self._parser.feed(text)
-
-    def last_parts(self) -> list[Part]:
-        """What was held back until the end."""
-        return [] if self._parser is None else self._parser.finish()
-
-    def stop_fields(self, reason: FinishReason, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """Why the answer ended; ``tokens`` are needed where the request has stop sequences."""
-        if reason == "length":
-            return {"stop_reason": "max_tokens", "stop_sequence": None}
-        text = b"".join(token.text for token in tokens).decode("utf-8", errors="replace")
-        found = min(((text.find(stop), stop) for stop in self.request.stop if stop in text), default=None)
-        if found is not None:
-            return {"stop_reason": "stop_sequence", "stop_sequence": found[1]}
-        called = self._parser is not None and self._parser.n_calls > 0
-        return {"stop_reason": "tool_use" if called else "end_turn", "stop_sequence": None}
+def _stop_fields(reason: FinishReason, answer: ToolAnswer, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """Why an answer ended; all its ``tokens`` are needed where the request has stop sequences."""
+    if reason == "length":
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    text = b"".join(token.text for token in tokens).decode("utf-8", errors="replace")
+    found = min(((text.find(stop), stop) for stop in answer.request.stop if stop in text), default=None)
+    if found is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": found[1]}
+    return {"stop_reason": "tool_use" if answer.called else "end_turn", "stop_sequence": None}
 
 
 def _message_fields(model: str) -> dict[str, Any]:

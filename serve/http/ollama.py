@@ -19,8 +19,10 @@ from serve.http.fanout import generate_all
 from serve.http.guards import client_of
 from serve.http.json_body import parse_json
 from serve.http.logprobs import chat_token
+from serve.http.ollama_tools import MessageFields, joined
 from serve.http.ollama_types import OllamaChatRequest, OllamaGenerateRequest
 from serve.http.sse import StreamStyle, open_stream
+from serve.http.tool_answer import ToolAnswer
 from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
 
@@ -31,6 +33,7 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"
 
 
+_NOTHING: dict[str, Any] = {"content": ""}
 _STREAM = StreamStyle("application/x-ndjson", lambda reply: _line(error_body("ollama", reply)))
 
 
@@ -71,17 +74,20 @@ class OllamaRoutes:
             )
         async with self._supervisor.engine(asked.model) as (manifest, engine):
             asked.check(engine.info)
-        return {**_head(str(manifest.model_name)), **_content(asked, ""), "done": True, "done_reason": "load"}
+        return {**_head(str(manifest.model_name)), **_content(asked, _NOTHING), "done": True, "done_reason": "load"}
 
     async def _whole(self, asked: _Asked, client: str) -> dict[str, Any]:
         began = time.monotonic()
         async with self._supervisor.engine(asked.model) as (manifest, engine):
             asked.check(engine.info)
             loaded = time.monotonic()
-            done = await complete(engine, asked.generate_request(client))
+            answer = ToolAnswer(asked.tool_plan(), asked.generate_request(client), engine.info.tool_format)
+            done = await complete(engine, answer.request)
+        message = MessageFields()
+        fields = [*message.more([*answer.parts(done.text), *answer.last_parts()]), *message.end()]
         return {
             **_head(str(manifest.model_name)),
-            **_content(asked, done.text, done.logprobs),
+            **_content(asked, joined(fields), done.logprobs),
             **_end(done.finished, began, loaded),
         }
 
@@ -92,13 +98,27 @@ class OllamaRoutes:
             asked.check(engine.info)
             loaded = time.monotonic()
             head = _head(str(manifest.model_name))
-            async with aclosing(generate_all(engine, [asked.generate_request(client)])) as events:
+            answer = ToolAnswer(asked.tool_plan(), asked.generate_request(client), engine.info.tool_format)
+            message = MessageFields()
+            async with aclosing(generate_all(engine, [answer.request])) as events:
                 async for _, event in events:
                     match event:
                         case Delta(text=text, logprobs=tokens):
-                            yield _line({**head, **_content(asked, text, tokens), "done": False})
+                            for fields in _with_logprobs(list(message.more(answer.parts(text))), tokens):
+                                yield _line({**head, **_content(asked, *fields), "done": False})
                         case Finished():
-                            yield _line({**head, **_content(asked, ""), **_end(event, began, loaded)})
+                            for last in (*message.more(answer.last_parts()), *message.end()):
+                                yield _line({**head, **_content(asked, last), "done": False})
+                            yield _line({**head, **_content(asked, _NOTHING), **_end(event, began, loaded)})
+
+
+def _with_logprobs(
+    fields: list[dict[str, Any]], tokens: Sequence[TokenLogprob]
+) -> list[tuple[dict[str, Any], Sequence[TokenLogprob]]]:
+    """Each line's fields, with the log-probabilities in the first line; they make a line where there is no text."""
+    if not fields:
+        return [(_NOTHING, tokens)] if tokens else []
+    return [(fields[0], tokens), *((more, ()) for more in fields[1:])]
 
 
 def _head(model: str) -> dict[str, Any]:
@@ -106,11 +126,12 @@ def _head(model: str) -> dict[str, Any]:
     return {"model": model, "created_at": now.replace("+00:00", "Z")}
 
 
-def _content(asked: _Asked, text: str, tokens: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
+def _content(asked: _Asked, fields: dict[str, Any], tokens: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
+    """An answer or a piece of it; only chats can hold more than ``content``."""
     logprobs = {"logprobs": [chat_token(token) for token in tokens]} if tokens else {}
     if isinstance(asked, OllamaChatRequest):
-        return {"message": {"role": "assistant", "content": text}, **logprobs}
-    return {"response": text, **logprobs}
+        return {"message": {"role": "assistant", **fields}, **logprobs}
+    return {"response": fields["content"], **logprobs}
 
 
 def _end(finished: Finished, began: float, loaded: float) -> dict[str, Any]:

@@ -14,8 +14,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from localllm.errors import RequestError
 from serve.engine.constraint_types import Constraint
 from serve.engine.types import EngineInfo, GenerateRequest, SamplingParams
+from serve.http.ollama_tools import OllamaCall, with_ids
 from serve.http.openai_types import MAX_INPUTS, MAX_LOGPROBS, Stop
+from serve.http.tool_types import MAX_TOOLS, ToolDefinition, tool_plan
 from serve.http.wire_types import MAX_MODEL_NAME, MAX_SEED, MAX_STOPS, Inert, Wire, anything, one_of, refuse
+from serve.toolcalls.plan import ToolPlan
 
 _DURATION = re.compile(r"-?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+", re.ASCII)
 _ENDLESS = (-1, -2)  # no limit; until the context is full
@@ -78,7 +81,6 @@ class _Generating(Wire):
     INERT: ClassVar[Inert] = {
         "format": one_of(""),
         "images": one_of([]),
-        "tools": one_of([]),
         "suffix": one_of(""),
         "template": one_of(""),
         "context": one_of([]),
@@ -145,17 +147,41 @@ class Message(Wire):
         "images": one_of([]),
         "tool_calls": one_of([]),
         "thinking": one_of(""),
-        "tool_name": one_of(""),
     }
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
+    tool_calls: list[OllamaCall] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_name: str | None = Field(None, max_length=256)
+
+    @model_validator(mode="after")
+    def _tools_where_they_belong(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise refuse("`tool_calls` belong to messages of the assistant.")
+        if self.tool_name and self.role != "tool":
+            raise refuse("`tool_name` belongs to messages of the role `tool`.")
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """As :func:`serve.http.ollama_tools.with_ids` takes it."""
+        return {name: value for name, value in dict(self).items() if value or name in ("role", "content")}
 
 
 class OllamaChatRequest(_Generating):
     """``POST /api/chat``."""
 
     messages: list[Message] = Field(default_factory=list)
+    tools: list[ToolDefinition] = Field(default_factory=list, max_length=MAX_TOOLS)
+
+    @model_validator(mode="after")
+    def _a_plan(self) -> Self:
+        self.tool_plan()  # refuses tools of one name
+        return self
+
+    def tool_plan(self) -> ToolPlan | None:
+        """What is asked of tools, if anything."""
+        called_before = any(message.tool_calls or message.role == "tool" for message in self.messages)
+        return tool_plan(self.tools, "auto", parallel=True, called_before=called_before)
 
     @property
     def loads_only(self) -> bool:
@@ -164,8 +190,7 @@ class OllamaChatRequest(_Generating):
 
     def generate_request(self, client: str) -> GenerateRequest:
         """As the engine takes it."""
-        messages = tuple({"role": message.role, "content": message.content} for message in self.messages)
-        return self._request(client, messages=messages)
+        return self._request(client, messages=with_ids([message.as_dict() for message in self.messages]))
 
 
 class OllamaGenerateRequest(_Generating):
@@ -180,6 +205,10 @@ class OllamaGenerateRequest(_Generating):
         if self.raw and self.system:
             raise refuse("`system` has no place in a `raw` prompt.")
         return self
+
+    def tool_plan(self) -> ToolPlan | None:
+        """Prompts have no tools."""
+        return None
 
     @property
     def loads_only(self) -> bool:

@@ -93,6 +93,19 @@ def test_every_api_keeps_to_a_schema(url):
     assert [json.loads(answer) for answer in answers] == [{"first": 1, "last": 9}] * 4
 
 
+def test_a_forced_call(url):
+    schema = {"type": "object", "properties": {"day": {"enum": ["Monday"]}}, "required": ["day"]}
+    tool = {"name": "set_day", "description": "Set the day.", "input_schema": schema}
+    asked = {"model": MODEL, "messages": COUNT, "max_tokens": 200, "tools": [tool], "tool_choice": {"type": "any"}}
+    with anthropic.Anthropic(base_url=url, api_key="a-key", max_retries=0, timeout=120) as claude:
+        message = claude.messages.create(**asked)
+        with claude.messages.stream(**asked) as stream:
+            streamed = stream.get_final_message()
+    for answer in (message, streamed):
+        assert answer.stop_reason == "tool_use"
+        assert (answer.content[-1].name, answer.content[-1].input) == ("set_day", {"day": "Monday"})
+
+
 def test_log_probabilities_of_a_prompt(url):
     """What evaluation harnesses do: score a continuation that the model has not written itself."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="a-key", max_retries=0, timeout=120) as client:

@@ -206,7 +206,6 @@ async def test_a_client_that_goes_away_cancels(serve, eventually):
 @pytest.mark.parametrize(
     ("kind", "more", "param"),
     [
-        (OllamaChatRequest, {"tools": [{"type": "function"}]}, "tools"),
         (OllamaChatRequest, {"options": {"num_gpu": 3}}, "options.num_gpu"),
         (OllamaChatRequest, {"options": {"mirostat": 1}}, "options.mirostat"),
         (OllamaChatRequest, {"options": {"typical_p": 0.5}}, "options.typical_p"),
@@ -228,7 +227,7 @@ def test_what_is_not_supported_is_refused_by_name(kind, more, param):
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"role": "developer", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages.0.images"),
         ({"think": True}, "think"),
         ({"keep_alive": "soon"}, "keep_alive"),
