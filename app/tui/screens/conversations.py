@@ -177,7 +177,8 @@ class ConversationsScreen(Screen[None]):
         self.set_class(self.has_class("-narrow"), _OPEN)
 
     @on(Sidebar.SearchChanged)
-    def _search_changed(self) -> None:
+    @reported
+    async def _search_changed(self) -> None:
         self.show_list()
 
     @on(Sidebar.Picked)
@@ -192,6 +193,7 @@ class ConversationsScreen(Screen[None]):
 
     # ── the conversation ──
 
+    @reported
     async def action_new(self) -> None:
         """Start a new conversation."""
         await self.show_conversation(None)

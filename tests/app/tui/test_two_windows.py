@@ -2,7 +2,7 @@
 
 import pytest
 
-from localllm.errors import DiskFullError
+from localllm.errors import ConversationError, DiskFullError
 from tests.app.tui.conftest import put_model
 from tests.app.tui.test_chat import notices, shown, write
 
@@ -61,3 +61,26 @@ async def test_a_full_disk_keeps_the_prompt(app, settle, conversations, monkeypa
         await settle(pilot)
         assert "The disk is full" in notices(app)
         assert app.screen.prompt.text == "Hi"
+
+
+@pytest.mark.parametrize("keys", [["ctrl+n"], ["f3", "x"]], ids=["new", "search"])
+async def test_a_database_that_cannot_be_read_for_a_while_is_told_of(app, settle, conversations, monkeypatch, keys):
+    def locked(*args, **kwargs):
+        raise ConversationError("The conversations are in use.", "Try again.")
+
+    async with app.run_test(size=(120, 40)) as pilot:
+        await write(pilot, "Hi")
+        await pilot.press("enter")
+        await settle(pilot)
+        with monkeypatch.context() as for_a_while:
+            for_a_while.setattr(conversations, "list", locked)
+            for_a_while.setattr(conversations, "search", locked)
+            for key in keys:
+                await pilot.press(key)
+                await settle(pilot)
+            assert "in use" in notices(app)
+        await pilot.press("escape", "ctrl+n")
+        await write(pilot, "Again")
+        await pilot.press("enter")
+        await settle(pilot)
+        assert shown(app)[0][1] == "Again"
