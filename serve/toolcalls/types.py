@@ -7,7 +7,7 @@ ToolFormat = Literal["hermes", "llama3", "mistral", "mistral_args", "plain"]
 """How a model writes its calls.
 
 ``hermes``
-    ``<tool_call>{"name": …, "arguments": …}</tool_call>``: Hermes, Qwen 2.5 and 3, SmolLM 3.
+    ``<tool_call>{"name": …, "arguments": …}</tool_call>``: Hermes, Qwen 2.5 and 3, Granite 4.
 ``llama3``
     The answer is ``{"name": …, "parameters": …}``, perhaps after ``<|python_tag|>``.
 ``mistral``

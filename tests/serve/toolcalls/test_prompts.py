@@ -78,7 +78,7 @@ def test_instructions_join_the_system_message_where_there_is_one():
 
 
 HERMES = """{%- if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>
-return <tool_call></tool_call>{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+return <tool_call>{"name": …, "arguments": …}</tool_call>{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}
 {%- for c in m.tool_calls %}<tool_call>{{ c.function.arguments | tojson }}</tool_call>{% endfor %}<|im_end|>
 {% endfor %}"""
@@ -91,6 +91,8 @@ return <tool_call></tool_call>{% endif %}{% for m in messages %}<|im_start|>{{ m
         ("{% for m in messages %}{{ m.content }}{% endfor %}", "plain"),
         (HERMES, "hermes"),
         ("{% if tools %}<tool_call><function=x></function></tool_call>{% endif %}", "plain"),
+        ("{% if tools %}<tool_call>name<arg_key>key</arg_key></tool_call>{% endif %}", "plain"),
+        ("{% if tools %}<|python_tag|> or <function=name>{}</function>{% endif %}", "plain"),
         ('{% if tools %}{{ \'<|start_header_id|>\' }}Respond {"name": n, "parameters": p}{% endif %}', "llama3"),
         ("{% if tools %}<|python_tag|>{% endif %}", "llama3"),
         ("{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS] [", "mistral"),
