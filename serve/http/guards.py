@@ -145,7 +145,10 @@ class KeyGuard:
             needed = path != _OPEN_PATH and (self._required or path.startswith(_INTERNAL))
             if needed and not authorized:
                 error = HTTPError(
-                    401, "invalid_api_key", "A valid key is needed.", "Send it as `Authorization: Bearer KEY`."
+                    401,
+                    "invalid_api_key",
+                    "A valid key is needed.",
+                    "Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
                 )
                 return await error_response(error, scope["path"])(scope, receive, send)
         return await self._app(scope, receive, send)
