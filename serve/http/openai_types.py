@@ -145,14 +145,14 @@ class Sampled(Wire):
     repeat_last_n: int = Field(SamplingParams.repeat_last_n, ge=-1, le=2**31 - 1)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: Annotated[dict[TokenId, _Bias], BeforeValidator(_token_ids), Field(max_length=MAX_BIASES)] = Field(
+    logit_bias: Annotated[dict[TokenId, _Bias], Field(max_length=MAX_BIASES), BeforeValidator(_token_ids)] = Field(
         default_factory=dict
     )
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     stop: Annotated[
         list[Stop],
-        BeforeValidator(_as_list, json_schema_input_type=Stop | list[Stop]),
         Field(max_length=MAX_STOPS),
+        BeforeValidator(_as_list, json_schema_input_type=Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)]),
     ] = Field(default_factory=list)
     ignore_eos: bool = False
     regex: ConstraintText | None = None
@@ -267,13 +267,18 @@ def _prompts(given: object) -> object:
 
 
 _Prompt = str | Annotated[list[TokenId], Field(min_length=1)]
-_Prompts = Annotated[list[_Prompt], BeforeValidator(_prompts, json_schema_input_type=_Prompt | list[_Prompt])]
 
 
 class CompletionRequest(Sampled):
     """``POST /v1/completions``. Without ``max_tokens`` the answer has 16 tokens at most, as OpenAI documents it."""
 
-    prompt: Annotated[_Prompts, Field(min_length=1, max_length=MAX_PROMPTS)]
+    prompt: Annotated[
+        list[_Prompt],
+        Field(min_length=1, max_length=MAX_PROMPTS),
+        BeforeValidator(
+            _prompts, json_schema_input_type=_Prompt | Annotated[list[_Prompt], Field(max_length=MAX_PROMPTS)]
+        ),
+    ]
     max_tokens: int | None = Field(_LEGACY_MAX_TOKENS, ge=0)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
@@ -313,7 +318,13 @@ class EmbeddingsRequest(Wire):
     INERT: ClassVar[Inert] = {"user": anything}
 
     model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
-    input: Annotated[_Prompts, Field(min_length=1, max_length=MAX_INPUTS)]
+    input: Annotated[
+        list[_Prompt],
+        Field(min_length=1, max_length=MAX_INPUTS),
+        BeforeValidator(
+            _prompts, json_schema_input_type=_Prompt | Annotated[list[_Prompt], Field(max_length=MAX_INPUTS)]
+        ),
+    ]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
 

@@ -81,8 +81,14 @@ async def test_errors_have_the_documented_shape(served, document):
     ],
 )
 async def test_short_forms_are_documented(document, name, field, kinds):
-    options = document["components"]["schemas"][name]["properties"][field]["anyOf"]
-    assert {option["type"] for option in options} == kinds
+    schema = document["components"]["schemas"][name]["properties"][field]
+    assert {option["type"] for option in schema["anyOf"]} == kinds
+
+
+async def test_the_limit_of_prompts_is_none_of_their_tokens(document):
+    prompt = document["components"]["schemas"]["CompletionRequest"]["properties"]["prompt"]
+    assert "maxItems" not in prompt
+    assert [option.get("maxItems") for option in prompt["anyOf"]] == [None, None, 64]
 
 
 class Links(HTMLParser):
