@@ -58,7 +58,8 @@ def test_a_second_template_is_for_chats_with_tools(starter_path, monkeypatch):
     from serve.engine.loaded import LoadedModel
     from serve.engine.types import EngineSpec, GenerateRequest
 
-    for_tools = "{# "arguments": #}{% for tool in tools %}<tool_call>{{ tool.name }}{% endfor %}{{ messages[-1].content }}"
+    shown = '{# like {"arguments": …} #}'
+    for_tools = shown + "{% for tool in tools %}<tool_call>{{ tool.name }}{% endfor %}{{ messages[-1].content }}"
     own = LlamaModel.metadata
     monkeypatch.setattr(
         LlamaModel, "metadata", lambda self, key: for_tools if key.endswith(".tool_use") else own(self, key)
