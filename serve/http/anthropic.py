@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from localllm.errors import ContextLengthError
-from serve.engine.types import Delta, Finished, FinishReason, Started, TokenLogprob
+from serve.engine.types import Delta, Finished, FinishReason, Started, TokenLogprob, Usage
 from serve.http.anthropic_blocks import BlockEvents, event, whole_blocks
 from serve.http.anthropic_types import CountTokensRequest, MessagesRequest
 from serve.http.completion import complete
@@ -23,6 +23,7 @@ from serve.http.tool_answer import ToolAnswer
 from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
 
+_NO_STOP = {"stop_reason": None, "stop_sequence": None}
 _STREAM = StreamStyle("text/event-stream", lambda reply: sse_event(error_body("anthropic", reply), "error"))
 
 
@@ -55,28 +56,21 @@ class AnthropicRoutes:
             answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
             done = await complete(engine, answer.request)
         parts = [*answer.parts(done.text), *answer.last_parts()]
-        usage = done.finished.usage
-        return {
-            **_message_fields(str(manifest.model_name)),
-            "content": whole_blocks(parts),
-            **_stop_fields(done.finished.reason, answer, done.logprobs),
-            "usage": {**_input_fields(usage.n_prompt, usage.n_cached), "output_tokens": usage.n_completion},
-        }
+        stop = _stop_fields(done.finished.reason, answer, done.logprobs)
+        return _message(str(manifest.model_name), whole_blocks(parts), stop, _usage_fields(done.finished.usage))
 
     async def _events(self, body: MessagesRequest, client: str) -> AsyncGenerator[bytes, None]:
         """The events of a streamed answer. The engine is kept until the generator is closed."""
         async with self._supervisor.engine(body.model) as (manifest, engine):
             answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
-            blocks = BlockEvents()
+            name, blocks = str(manifest.model_name), BlockEvents()
             seen: list[TokenLogprob] = []
             async with aclosing(generate_all(engine, [answer.request])) as events:
                 async for _, item in events:
                     match item:
                         case Started(n_prompt=n_prompt, n_cached=n_cached):
                             usage = {**_input_fields(n_prompt, n_cached), "output_tokens": 0}
-                            empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-                            fields = {**_message_fields(str(manifest.model_name)), **empty}
-                            yield event("message_start", message=fields)
+                            yield event("message_start", message=_message(name, [], _NO_STOP, usage))
                         case Delta(text=text, logprobs=tokens):
                             seen.extend(tokens)
                             for frame in blocks.events(answer.parts(text)):
@@ -84,9 +78,8 @@ class AnthropicRoutes:
                         case Finished(reason=reason, usage=counts):
                             for frame in (*blocks.events(answer.last_parts()), *blocks.end()):
                                 yield frame
-                            inputs = _input_fields(counts.n_prompt, counts.n_cached)
-                            total = {**inputs, "output_tokens": counts.n_completion}
-                            yield event("message_delta", delta=_stop_fields(reason, answer, seen), usage=total)
+                            stop = _stop_fields(reason, answer, seen)
+                            yield event("message_delta", delta=stop, usage=_usage_fields(counts))
             yield event("message_stop")
 
     async def _count(self, body: CountTokensRequest, client: str) -> int:
@@ -114,8 +107,20 @@ def _stop_fields(reason: FinishReason, answer: ToolAnswer, tokens: Sequence[Toke
     return {"stop_reason": "tool_use" if answer.called else "end_turn", "stop_sequence": None}
 
 
-def _message_fields(model: str) -> dict[str, Any]:
-    return {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": model}
+def _message(model: str, content: list[dict[str, Any]], stop: dict[str, Any], usage: dict[str, int]) -> dict[str, Any]:
+    return {
+        "id": f"msg_{uuid.uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": content,
+        **stop,
+        "usage": usage,
+    }
+
+
+def _usage_fields(usage: Usage) -> dict[str, int]:
+    return {**_input_fields(usage.n_prompt, usage.n_cached), "output_tokens": usage.n_completion}
 
 
 def _input_fields(n_prompt: int, n_cached: int) -> dict[str, int]:

@@ -58,7 +58,9 @@ class OutputConfig(Wire):
 
     def constraint(self) -> Constraint | None:
         """As the engine takes it."""
-        return self.format and Constraint("json_schema", json.dumps(self.format.schema_, ensure_ascii=False))
+        if self.format is None:
+            return None
+        return Constraint("json_schema", json.dumps(self.format.schema_, ensure_ascii=False))
 
 
 class Chat(Wire):
