@@ -126,6 +126,17 @@ def test_allowed_tokens_keep_their_share():
     assert logits[50] == np.log(np.float32(400.0)), "the logits are left as they are"
 
 
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0}, {"seed": 1}, {"seed": 1, "top_k": 0, "top_p": 1.0, "min_p": 0.0}]
+)
+def test_a_grammar_outranks_a_ban(params):
+    from serve.engine.constrained import Candidates
+
+    chain = chain_of(**params, logit_bias=((7, -100.0), (9, -100.0)))
+    assert Candidates(100).sample(chain.handle, np.zeros(100, np.float32), Pair(7, 9)) in (7, 9)
+    chain.close()
+
+
 def test_a_rejected_token_is_not_penalised():
     from serve.engine.constrained import Candidates
 
