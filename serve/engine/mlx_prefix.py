@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
 from serve.engine.prefix import MIN_SHARED, n_common
@@ -79,6 +80,8 @@ class PrefixCache:
 
     def keep(self, tokens: Tokens, client: str, cache: Any) -> None:
         """Keep a cache that holds ``tokens``; what it begins with need not be kept beside it."""
+        # Computed now: a row not yet cut out of its batch would keep the whole batch in memory.
+        mx.eval([layer.state for layer in cache])
         can_trim = can_trim_prompt_cache(cache)
         self._kept = [
             kept

@@ -240,7 +240,7 @@ async def test_a_stop_string_ends_the_answer_before_it(engine):
 
 
 async def test_the_limit_of_tokens_and_of_the_context(start, directory):
-    engine = await start(directory, n_ctx=64)
+    engine = await start(directory, n_ctx=64, n_gpu_layers=0)
     result = await answer(engine, complete("the cat", max_tokens=3, ignore_eos=True))
     assert (result.finished.reason, result.finished.usage.n_completion) == ("length", 3)
     result = await answer(engine, complete("the cat", ignore_eos=True))

@@ -1,5 +1,8 @@
 """The MLX scheduler with a tiny model, step by step."""
 
+import gc
+
+import mlx.core as mx
 import pytest
 
 from localllm.errors import ContextLengthError, EngineBusyError, RequestError
@@ -165,6 +168,18 @@ def test_what_is_kept_stays_within_the_cache(make, parts):
     scheduler.step()
     assert scheduler._kept.n_bytes <= 56 * weights.kv_bytes
     run(scheduler)
+
+
+def test_what_ended_leaves_no_more_than_is_kept(make):
+    scheduler = make(n_ctx=1024)
+    gc.collect()
+    before = mx.get_active_memory()
+    for number in range(24):
+        scheduler.submit(job(number, prompt=[10 + number] * 30, max_tokens=2 + number % 7))
+    run(scheduler)
+    gc.collect()
+    left = mx.get_active_memory() - before
+    assert left < scheduler._kept.n_bytes + 50_000, "no batch is held by a row that was cut out of it"
 
 
 def test_a_second_turn_starts_from_the_first(make):
