@@ -2,15 +2,17 @@
 SHELL = /bin/sh
 BIN = .venv/bin
 TEST_HOME = $(if $(LOCALLLM_TEST_HOME),$(LOCALLLM_TEST_HOME),.cache/test-home)
+FUZZ_SECONDS ?= 300
 QUESTION = What is gravity? Answer in two sentences.
 
 .DEFAULT_GOAL = help
-.PHONY: help setup run test lint format docs screenshot clean
+.PHONY: help setup run test fuzz lint format docs screenshot clean
 
 help:
 	@echo 'make run         install if needed, fetch the starter model, open the app'
 	@echo '                 (without a terminal: ask the starter model one question)'
 	@echo 'make test        install what tests need, run all of them with a real model'
+	@echo 'make fuzz        fuzz the GGUF validator and the server, FUZZ_SECONDS=$(FUZZ_SECONDS) in all'
 	@echo 'make lint        ruff, mypy --strict, import-linter'
 	@echo 'make format      let ruff format and mend what it can'
 	@echo 'make docs        write docs/commands.md anew from the commands themselves'
@@ -42,6 +44,10 @@ test: .venv/.installed-dev
 	@$(BIN)/localllm --home '$(TEST_HOME)' pull starter
 	$(BIN)/python -m pytest -m 'not model' -n auto --maxprocesses 4
 	$(BIN)/python -m pytest -m model
+
+# The same tests that `make test` runs for a few seconds; what they find interesting is kept in .cache/fuzz.
+fuzz: .venv/.installed-dev
+	FUZZ_SECONDS='$(FUZZ_SECONDS)' $(BIN)/python -m pytest tests/fuzz -s
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -44,9 +44,9 @@ compiler_hint() {
 extras() {
     [ "${1:-}" = dev ] || return 0
     if [ "$(uname -sm)" = "Linux x86_64" ] && ! PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -q libopenblas; then
-        echo "[dev,mkl]"
+        echo "[dev,fuzz,mkl]"
     else
-        echo "[dev]"
+        echo "[dev,fuzz]"
     fi
 }
 
