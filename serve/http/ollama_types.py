@@ -34,6 +34,13 @@ def _as_list(given: object) -> object:
     return [given] if isinstance(given, str) else given
 
 
+def _truth_value(given: object) -> object:
+    """A literal is compared by value alone, and 0 equals False."""
+    if not isinstance(given, bool):
+        raise refuse("Input should be a valid boolean")
+    return given
+
+
 def _n_predict(given: int) -> int:
     if given < 1 and given not in _ENDLESS:
         raise refuse("Give 1 or more, or -1 for no limit.")
@@ -91,7 +98,7 @@ class _Generating(Wire):
     options: Options = Options()
     keep_alive: Annotated[float | str, AfterValidator(_duration)] = "5m"
     format: Literal["json"] | dict[str, Any] | None = None
-    think: Literal[False] | None = None
+    think: Annotated[Literal[False], BeforeValidator(_truth_value)] | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
 

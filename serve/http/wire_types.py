@@ -69,7 +69,7 @@ def text_of(
     texts: list[str] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             named = f"Parts of type {kind[:40]!r}" if isinstance(kind, str) else "Parts without a type"
             raise refuse("{named} are not supported, only text.", UNSUPPORTED, named=named)
         given = {name for name, value in part.items() if value is not None}
