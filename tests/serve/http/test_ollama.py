@@ -230,6 +230,7 @@ def test_what_is_not_supported_is_refused_by_name(kind, more, param):
         ({"messages": [{"role": "developer", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages.0.images"),
         ({"think": True}, "think"),
+        ({"think": 0}, "think"),
         ({"keep_alive": "soon"}, "keep_alive"),
         ({"options": {"num_predict": 0}}, "options.num_predict"),
         ({"options": {"temperature": "hot"}}, "options.temperature"),

@@ -236,6 +236,12 @@ def test_other_parts_are_refused_by_name(kind):
     assert "secret" not in error.message
 
 
+@pytest.mark.parametrize("kind", [None, 1, ["text"], {"text": "text"}])
+def test_parts_whose_type_is_no_text_are_refused(kind):
+    error = refused(ChatRequest, {**CHAT, "messages": [{"role": "user", "content": [{"type": kind, "text": "x"}]}]})
+    assert (error.code, error.param) == ("unsupported_parameter", "messages.0.content")
+
+
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [
