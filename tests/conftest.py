@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 _ENVIRONMENT = dict(os.environ)
 _FORGOTTEN = ("LOCALLLM_", "HF_", "HUGGING", "OPENAI_", "OLLAMA_")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_works() -> None:
+    """Undo an ignored SIGINT: a shell starts background jobs (CI may be one) with it, and processes inherit it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

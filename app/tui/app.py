@@ -1,8 +1,10 @@
 """The terminal app."""
 
 import asyncio
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from serve.client import ServeClient
 
 
+_LEAVE_SECONDS = 5.0
 _KEY_NAMES = {"pgup": "PgUp", "pgdn": "PgDn"}
 
 
@@ -83,7 +86,7 @@ class LocalLLMApp(App[None]):
         """Keep the theme that a person picks; leave in order when the terminal is closed."""
         self.theme_changed_signal.subscribe(self, self._save_theme)
         for end in (signal.SIGHUP, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(end, self._leave)
+            asyncio.get_running_loop().add_signal_handler(end, self._leave, end)
 
     async def on_unmount(self) -> None:
         """However the app ends: save what is being written, and leave the server."""
@@ -133,7 +136,12 @@ class LocalLLMApp(App[None]):
         super().copy_to_clipboard(text)
         self.run_worker(partial(clipboard.copy, text), thread=True, group="clipboard")
 
-    def _leave(self) -> None:
+    def _leave(self, number: signal.Signals) -> None:
+        # Where the terminal has gone, the thread that writes to it dies and whoever writes more waits for ever: this
+        # process then ends by force, with everything saved but perhaps the last second of an answer.
+        last_resort = threading.Timer(_LEAVE_SECONDS, os._exit, [128 + number])
+        last_resort.daemon = True
+        last_resort.start()
         self.run_worker(self.action_quit())
 
     def _save_picture(self) -> None:

@@ -1,6 +1,7 @@
 """The app in a real terminal (tmux), driven by keys, with a real server and the real model."""
 
 import asyncio
+import contextlib
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 import uuid
 
+import psutil
 import pytest
 
 from localllm.conversations import ConversationStore
@@ -154,6 +156,18 @@ def test_two_turns_an_edit_and_both_branches_after_a_restart(open_app, branch):
     again.wait_for("ended with 0")
 
 
+def apps(home):
+    """The processes of the terminal app on ``home``."""
+    wanted = ["-m", "app", "--home", str(home.root)]
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = process.cmdline()
+            if command[-len(wanted) :] == wanted and "python" in command[0]:
+                found.append(process)
+    return found
+
+
 def test_a_terminal_that_is_closed_in_the_middle_of_an_answer_keeps_what_was_seen(open_app, branch, starter_home):
     starter_home.settings_file.write_text("temperature = 0\n")
     app = open_app()
@@ -167,5 +181,6 @@ def test_a_terminal_that_is_closed_in_the_middle_of_an_answer_keeps_what_was_see
     assert status == "cancelled"
     seen = re.search(r"smollm2-135m:q4_1\s+(.*?)\s*\n\s*\n", screen, re.DOTALL)[1]
     assert " ".join(text.split()).startswith(" ".join(seen.split()))
+    wait_until(lambda: not apps(starter_home), lambda: f"it lives on: {apps(starter_home)}")
     again = open_app()
     again.wait_for("Stopped", words(text))
