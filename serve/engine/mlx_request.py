@@ -56,16 +56,15 @@ class Running:
     def feed(self, piece: bytes) -> list[JobEvent]:
         """Take the bytes of a new token; the Delta that follows, if any text is certain."""
         text = self.text.feed(piece)
-        return self._tell(text, even_without_text=self.text.stopped)
+        return self._tell(text)
 
     def end(self, reason: FinishReason, now: float) -> list[JobEvent]:
         """The last Delta, if anything was held back, and Finished."""
-        # The token that ends a turn is no part of the answer; the last one before a limit is, even half a character.
-        last = self._tell(self.text.finish(), even_without_text=reason == "length")
+        last = self._tell(self.text.finish(), last=True)
         return [*last, (self.job.id, self._finished(reason, now))]
 
-    def _tell(self, text: str, *, even_without_text: bool) -> list[JobEvent]:
-        if not text and not (self.logprobs and even_without_text):
+    def _tell(self, text: str, *, last: bool = False) -> list[JobEvent]:
+        if not text and not (last and self.logprobs):
             return []
         delta = Delta(text, self.n_generated - self.n_told, tuple(self.logprobs))
         self.n_told = self.n_generated
@@ -81,4 +80,4 @@ class Running:
             prompt_seconds=first - self.arrived,
             decode_seconds=now - first,
         )
-        return Finished(reason, usage)
+        return Finished(reason, usage, self.text.found)

@@ -332,8 +332,8 @@ class Scheduler:
             return "length"
         return None
 
-    def _tell(self, request: Running, text: str, events: list[JobEvent]) -> None:
-        if text or (request.logprobs and request.text.stopped):
+    def _tell(self, request: Running, text: str, events: list[JobEvent], *, last: bool = False) -> None:
+        if text or (last and request.logprobs):
             n_new = request.n_generated - request.n_told
             events.append((request.job.id, Delta(text, n_new, tuple(request.logprobs))))
             request.n_told = request.n_generated
@@ -342,7 +342,7 @@ class Scheduler:
     # --- the end of a request --------------------------------------------------------------------------------------
 
     def _finish(self, request: Running, reason: FinishReason, events: list[JobEvent]) -> None:
-        self._tell(request, request.text.finish(), events)
+        self._tell(request, request.text.finish(), events, last=True)
         now = self._clock()
         first = request.first_token or now
         usage = Usage(
@@ -353,7 +353,7 @@ class Scheduler:
             decode_seconds=now - first,
         )
         self._retire(request)
-        events.append((request.job.id, Finished(reason, usage)))
+        events.append((request.job.id, Finished(reason, usage, request.text.found)))
 
     def _retire(self, request: Running) -> None:
         """Take a request out of the running ones and park what it leaves in the cache."""

@@ -11,13 +11,21 @@ class TextStream:
 
     Args:
         stop: Strings that end the text; none of them is ever part of it.
+
+    Attributes:
+        found: The one that ended it; empty while none has.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = tuple(s for s in stop if s)
         self._held = ""
-        self.stopped = False
+        self.found = ""
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string has ended the text."""
+        return bool(self.found)
 
     def feed(self, raw: bytes) -> str:
         """Take a token's bytes; return the text that is certain now (often all of it, sometimes none)."""
@@ -26,9 +34,9 @@ class TextStream:
         text = self._held + self._decoder.decode(raw)
         if not self._stop:
             return text
-        cut = min((at for at in (text.find(stop) for stop in self._stop) if at >= 0), default=-1)
-        if cut >= 0:
-            self.stopped, self._held = True, ""
+        cut, found = min(((at, stop) for stop in self._stop if (at := text.find(stop)) >= 0), default=(0, ""))
+        if found:
+            self.found, self._held = found, ""
             return text[:cut]
         n_held = self._overlap(text)
         self._held = text[len(text) - n_held :]

@@ -192,9 +192,9 @@ class Delta:
     """More text: whole characters only, never a part of a stop string.
 
     Attributes:
-        text: What is new.
+        text: What is new; empty only where a last token without text has a log-probability to report.
         n_tokens: How many tokens it took.
-        logprobs: Of these tokens, when they were asked for.
+        logprobs: Of these tokens, when they were asked for; the one that ends a turn is among them.
     """
 
     text: str
@@ -204,10 +204,17 @@ class Delta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is complete."""
+    """The answer is complete.
+
+    Attributes:
+        reason: ``stop`` or ``length``.
+        usage: Its counts and times.
+        stop: The stop string that ended it; empty when the model or a limit did.
+    """
 
     reason: FinishReason
     usage: Usage
+    stop: str = ""
 
 
 GenerateEvent = Started | PromptLogprobs | Delta | Finished

@@ -97,8 +97,8 @@ def event_to_wire(job_id: int, event: Event) -> list[Any]:
             return [job_id, "p", _logprobs_to_wire(tokens)]
         case Started(n_prompt, n_cached):
             return [job_id, "s", n_prompt, n_cached]
-        case Finished(reason, usage):
-            return [job_id, "f", reason, asdict(usage)]
+        case Finished(reason, usage, stop):
+            return [job_id, "f", reason, asdict(usage), stop]
         case Embeddings(vectors, n_tokens):
             return [job_id, "v", vectors, n_tokens]
         case Reply(value):
@@ -120,8 +120,8 @@ def event_from_wire(record: list[Any]) -> tuple[int, Event]:
             return job_id, Reply(value)
         case [job_id, "s", n_prompt, n_cached]:
             return job_id, Started(n_prompt, n_cached)
-        case [job_id, "f", reason, usage]:
-            return job_id, Finished(reason, Usage(**usage))
+        case [job_id, "f", reason, usage, stop]:
+            return job_id, Finished(reason, Usage(**usage), stop)
         case [job_id, "v", vectors, n_tokens]:
             return job_id, Embeddings(tuple(tuple(vector) for vector in vectors), n_tokens)
         case [job_id, "e", *error]:

@@ -1,7 +1,7 @@
 """``/v1/messages`` and ``/v1/messages/count_tokens``: Anthropic's Messages API."""
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from localllm.errors import ContextLengthError
-from serve.engine.types import Delta, Finished, FinishReason, Started, TokenLogprob, Usage
+from serve.engine.types import Delta, Finished, Started, Usage
 from serve.http.anthropic_blocks import BlockEvents, event, whole_blocks
 from serve.http.anthropic_types import CountTokensRequest, MessagesRequest
 from serve.http.completion import complete
@@ -56,7 +56,7 @@ class AnthropicRoutes:
             answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
             done = await complete(engine, answer.request)
         parts = [*answer.parts(done.text), *answer.last_parts()]
-        stop = _stop_fields(done.finished.reason, answer, done.logprobs)
+        stop = _stop_fields(done.finished, answer)
         return _message(str(manifest.model_name), whole_blocks(parts), stop, _usage_fields(done.finished.usage))
 
     async def _events(self, body: MessagesRequest, client: str) -> AsyncGenerator[bytes, None]:
@@ -64,21 +64,19 @@ class AnthropicRoutes:
         async with self._supervisor.engine(body.model) as (manifest, engine):
             answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
             name, blocks = str(manifest.model_name), BlockEvents()
-            seen: list[TokenLogprob] = []
             async with aclosing(generate_all(engine, [answer.request])) as events:
                 async for _, item in events:
                     match item:
                         case Started(n_prompt=n_prompt, n_cached=n_cached):
                             usage = {**_input_fields(n_prompt, n_cached), "output_tokens": 0}
                             yield event("message_start", message=_message(name, [], _NO_STOP, usage))
-                        case Delta(text=text, logprobs=tokens):
-                            seen.extend(tokens)
+                        case Delta(text=text):
                             for frame in blocks.events(answer.parts(text)):
                                 yield frame
-                        case Finished(reason=reason, usage=counts):
+                        case Finished(usage=counts) as finished:
                             for frame in (*blocks.events(answer.last_parts()), *blocks.end()):
                                 yield frame
-                            stop = _stop_fields(reason, answer, seen)
+                            stop = _stop_fields(finished, answer)
                             yield event("message_delta", delta=stop, usage=_usage_fields(counts))
             yield event("message_stop")
 
@@ -96,14 +94,12 @@ class AnthropicRoutes:
         raise AssertionError("an engine's events begin with Started or with an error")
 
 
-def _stop_fields(reason: FinishReason, answer: ToolAnswer, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """Why an answer ended; all its ``tokens`` are needed where the request has stop sequences."""
-    if reason == "length":
+def _stop_fields(finished: Finished, answer: ToolAnswer) -> dict[str, Any]:
+    """Why an answer ended."""
+    if finished.reason == "length":
         return {"stop_reason": "max_tokens", "stop_sequence": None}
-    text = b"".join(token.text for token in tokens).decode("utf-8", errors="replace")
-    found = min(((text.find(stop), stop) for stop in answer.request.stop if stop in text), default=None)
-    if found is not None:
-        return {"stop_reason": "stop_sequence", "stop_sequence": found[1]}
+    if finished.stop:
+        return {"stop_reason": "stop_sequence", "stop_sequence": finished.stop}
     return {"stop_reason": "tool_use" if answer.called else "end_turn", "stop_sequence": None}
 
 

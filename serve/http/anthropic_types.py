@@ -134,6 +134,5 @@ class MessagesRequest(Chat):
             stop=tuple(self.stop_sequences),
             constraint=self.output_config.constraint(),
             # The tokens' own bytes tell which of the stop sequences ended the answer.
-            n_logprobs=0 if self.stop_sequences else None,
             client=client,
         )

@@ -84,7 +84,10 @@ class ScriptedEngine:
             yield Started(n_prompt=5, n_cached=2)
             if request.prompt_logprobs:
                 yield PromptLogprobs(_prompt_logprobs(request))
+            stop = ""
             for count, text in enumerate(script.texts[: request.max_tokens]):
+                # Good enough for a script: a stop string in one of its texts ends the answer with that text.
+                stop = stop or next((stop for stop in request.stop if stop in text), "")
                 await self._hold(script, count)
                 yield Delta(text, 1, _logprobs(request, text.encode()))
             await self._hold(script, len(script.texts))
@@ -94,7 +97,7 @@ class ScriptedEngine:
             if request.max_tokens is not None and request.max_tokens <= len(script.texts):
                 yield Finished("length", Usage(5, 2, request.max_tokens, 0.25, 0.5))
             else:
-                yield Finished("stop", Usage(5, 2, len(script.texts) + 1, 0.25, 0.5))
+                yield Finished("stop", Usage(5, 2, len(script.texts) + 1, 0.25, 0.5), stop)
         finally:
             self.active -= 1
             if not done and script.error is None and script.refuse is None and self.alive:

@@ -193,6 +193,7 @@ def test_a_stop_string_ends_the_text_before_it():
     events = run(scheduler)
     assert text_of(events, 0) == wanted.partition(stop)[0]
     assert finished(events)[0].reason == "stop"
+    assert finished(events)[0].stop == stop
 
 
 def test_delta_tokens_add_up():
@@ -258,7 +259,7 @@ def test_logprobs_of_the_answer_and_the_prompt():
     assert all(item.logprob < 0 and len(item.top) == 2 for item in told[1:])
     answer = [item for event in events if isinstance(event, Delta) for item in event.logprobs]
     wanted, _ = reference(prompt, 5, 256)
-    assert [item.token for item in answer] == [token for token in wanted if token != EOG]
+    assert [item.token for item in answer] == wanted
     # The fake's logits: 2 for the chosen token, 0 for the other 256.
     assert all(abs(item.logprob - (2 - math.log(math.e**2 + 256))) < 1e-6 for item in answer)
     assert all(item.top[0] == (chr(item.token).encode(), item.logprob) for item in answer)
@@ -280,3 +281,13 @@ def test_ignore_eos_goes_on():
     scheduler._backend.piece = lambda token: b"x"
     scheduler.submit(job(0, prompt, max_tokens=50, ignore_eos=True))
     assert finished(run(scheduler))[0].usage.n_completion == 50
+
+
+def test_the_token_that_ends_a_turn_has_a_logprob_too():
+    prompt = next([n] for n in range(999) if reference([n], 50, 256)[1] == "stop")
+    wanted, _ = reference(prompt, 50, 256)
+    scheduler = Scheduler(FakeBackend(n_ctx=256), n_parallel=1)
+    scheduler.submit(job(0, prompt, max_tokens=50, n_logprobs=1))
+    answer = [item.token for _, event in run(scheduler) if isinstance(event, Delta) for item in event.logprobs]
+    assert answer == wanted
+    assert answer[-1] == EOG

@@ -54,6 +54,7 @@ def test_requests(request_):
         wire.Reply("text"),
         Delta("a\u2028", 2),
         Finished("length", Usage(1, 0, 2, 0.5, 0.25)),
+        Finished("stop", Usage(1, 0, 2, 0.5, 0.25), "END"),
         Embeddings(((0.5, -1.0), (0.0, 1.0)), 7),
     ],
 )
