@@ -86,7 +86,6 @@ class _Generating(Wire):
     """What chats and completions have in common."""
 
     INERT: ClassVar[Inert] = {
-        "format": one_of(""),
         "images": one_of([]),
         "suffix": one_of(""),
         "template": one_of(""),
@@ -97,7 +96,7 @@ class _Generating(Wire):
     stream: bool = True
     options: Options = Options()
     keep_alive: Annotated[float | str, AfterValidator(_duration)] = "5m"
-    format: Literal["json"] | dict[str, Any] | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
     think: Annotated[Literal[False], BeforeValidator(_truth_value)] | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
@@ -138,7 +137,7 @@ class _Generating(Wire):
     def _constraint(self) -> Constraint | None:
         """``format``: any JSON object, or JSON of a schema."""
         match self.format:
-            case None:
+            case None | "":
                 return None
             case "json":
                 return Constraint("json_object")
