@@ -12,7 +12,7 @@ help:
 	@echo 'make run         install if needed, fetch the starter model, open the app'
 	@echo '                 (without a terminal: ask the starter model one question)'
 	@echo 'make test        install what tests need, run all of them with a real model'
-	@echo 'make fuzz        fuzz the GGUF validator and the server, FUZZ_SECONDS=$(FUZZ_SECONDS) in all'
+	@echo 'make fuzz        fuzz the GGUF validator and the server for about FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make lint        ruff, mypy --strict, import-linter'
 	@echo 'make format      let ruff format and mend what it can'
 	@echo 'make docs        write docs/commands.md anew from the commands themselves'
