@@ -10,12 +10,10 @@ import psutil
 
 from localllm.errors import RequestError
 from serve.engine.backend import LlamaBackend
-from serve.engine.constraint_types import TokenMatcher
 from serve.engine.llama import LlamaContext, LlamaModel
-from serve.engine.prompt import mark_message, mark_specials, split_marked
 from serve.engine.scheduler import Scheduler
-from serve.engine.templates import ChatTemplate
-from serve.engine.types import Embeddings, EngineInfo, EngineSpec, GenerateRequest
+from serve.engine.text_model import ChatFormat, TextModel
+from serve.engine.types import Embeddings, EngineInfo, EngineSpec
 from serve.toolcalls.formats import tool_format
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ _N_PARKED = 16
 _MAX_EMBEDDING = 2048
 
 
-class LoadedModel:
+class LoadedModel(TextModel):
     """Weights, vocabulary, template, scheduler.
 
     Args:
@@ -43,6 +41,15 @@ class LoadedModel:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._model = LlamaModel(spec.path, spec.n_gpu_layers)
+        chat_format = ChatFormat(
+            template=self._model.chat_template,
+            # Some files (Hermes, Command R) carry a second template for chats with tools.
+            tool_template=self._model.metadata("tokenizer.chat_template.tool_use") or self._model.chat_template,
+            bos=self._model.special_text(self._model.bos),
+            eos=self._model.special_text(self._model.eos),
+            adds_bos=self._model.add_bos,
+        )
+        super().__init__(self._model, self._model.n_vocab, chat_format)
         self._n_threads = spec.n_threads or default_threads()
         architecture = self._model.metadata("general.architecture") or "unknown"
         causal = self._model.metadata(f"{architecture}.attention.causal") != "false"
@@ -70,54 +77,10 @@ class LoadedModel:
             n_vocab=self._model.n_vocab,
             n_embd=self._model.n_embd,
             n_threads=self._n_threads,
-            has_chat_template=self._model.chat_template is not None,
+            has_chat_template=chat_format.template is not None,
             pid=os.getpid(),
-            tool_format=tool_format(self._tool_template_source),
+            tool_format=tool_format(chat_format.tool_template),
         )
-
-    def tokenize(self, request: GenerateRequest) -> Sequence[int]:
-        """The prompt's token ids.
-
-        Raises:
-            RequestError: No template, a template that refuses, or a token id outside the vocabulary.
-        """
-        if request.messages is not None:
-            return self._tokenize_chat(request)
-        match request.prompt:
-            case str() as text:
-                return self._model.tokenize(text, add_special=True, parse_special=True)
-            case tuple() as tokens:
-                return self._checked(tokens)
-        raise RequestError("The request has neither messages nor a prompt.", param="prompt")
-
-    def shown(self, texts: Sequence[str]) -> frozenset[int]:
-        """The special tokens that ``texts`` name; texts that are no token of this vocabulary name none."""
-        found = (self._model.tokenize(text, add_special=False, parse_special=True) for text in texts)
-        return frozenset(tokens[0] for tokens in found if len(tokens) == 1)
-
-    def matcher(self, request: GenerateRequest) -> TokenMatcher | None:
-        """A matcher for the answer, where its form is constrained.
-
-        Raises:
-            RequestError: The constraint cannot be used.
-        """
-        if request.constraint is None:
-            return None
-        if request.ignore_eos:
-            raise RequestError("An answer with a grammar ends with it.", "Leave `ignore_eos` out.", "ignore_eos")
-        return self._grammars.compile(request.constraint)
-
-    def tokenize_text(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of any text; see :meth:`LlamaModel.tokenize`."""
-        return self._model.tokenize(text, add_special=add_special, parse_special=parse_special)
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of token ids, special tokens included.
-
-        Raises:
-            RequestError: An id is outside the vocabulary.
-        """
-        return b"".join(map(self._model.token_text, self._checked(tokens))).decode("utf-8", errors="replace")
 
     def tokenize_for_embedding(self, item: str | Sequence[int]) -> Sequence[int]:
         """The token ids of one input; text keeps what looks like a special token as text.
@@ -168,30 +131,6 @@ class LoadedModel:
 
         return llama_grammar_vocabulary(self._model)
 
-    @property
-    def _tool_template_source(self) -> str | None:
-        # Some files (Hermes, Command R) carry a second template for chats with tools.
-        return self._model.metadata("tokenizer.chat_template.tool_use") or self._model.chat_template
-
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        return self._compiled(self._model.chat_template)
-
-    @cached_property
-    def _tool_template(self) -> ChatTemplate:
-        return self._compiled(self._tool_template_source)
-
-    def _compiled(self, source: str | None) -> ChatTemplate:
-        if source is None:
-            raise RequestError(
-                "This model has no chat template: it is a base model, made to continue text.",
-                "Use /v1/completions, or choose an instruction-tuned model.",
-                "model",
-            )
-        return ChatTemplate(
-            source, self._model.special_text(self._model.bos), self._model.special_text(self._model.eos)
-        )
-
     @cached_property
     def _embedding_context(self) -> LlamaContext:
         # Made at the first embedding: most models never need one.
@@ -208,29 +147,6 @@ class LoadedModel:
     @property
     def _has_own_pooling(self) -> bool:
         return self._model.metadata(f"{self.info.architecture}.pooling_type") not in (None, "0")
-
-    def _tokenize_chat(self, request: GenerateRequest) -> list[int]:
-        assert request.messages is not None
-        messages = [mark_message(message, self._model.find_specials) for message in request.messages]
-        template_args = mark_specials(request.template_args, self._model.find_specials)
-        with_tools = "tools" in template_args or any(message["role"] == "tool" for message in messages)
-        template = self._tool_template if with_tools else self._template
-        text = template.render(messages, **template_args) + request.answer_prefix
-        # Most templates write BOS themselves; the tokenizer must not add a second one.
-        bos = self._model.special_text(self._model.bos)
-        add_special = self._model.add_bos and not (bos and text.startswith(bos))
-        tokens: list[int] = []
-        for piece, parse_special in split_marked(text):
-            tokens += self._model.tokenize(piece, add_special=add_special, parse_special=parse_special)
-            add_special = False
-        return tokens
-
-    def _checked(self, tokens: Sequence[int]) -> Sequence[int]:
-        # llama.cpp ends the process on a token outside the vocabulary.
-        for token in tokens:
-            if not 0 <= token < self._model.n_vocab:
-                raise RequestError(f"Token {token} is not in this model's vocabulary of {self._model.n_vocab}.")
-        return tokens
 
 
 def default_threads() -> int:

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 from localllm.errors import EngineLoadError, RequestError
 from localllm.machine import read_machine
-from serve.engine.constraint_types import TokenMatcher
 from serve.engine.mlx_vocabulary import load_vocabulary
 from serve.engine.mlx_weights import Weights, prepare_process
-from serve.engine.prompt import mark_specials, split_marked
-from serve.engine.templates import ChatTemplate
-from serve.engine.types import Embeddings, EngineInfo, EngineSpec, GenerateRequest
+from serve.engine.text_model import ChatFormat, TextModel
+from serve.engine.types import Embeddings, EngineInfo, EngineSpec
 from serve.toolcalls.formats import tool_format
 
 if TYPE_CHECKING:
     from serve.engine.constraints import GrammarVocabulary
 
 
-class MLXModel:
+class MLXModel(TextModel):
     """Weights, vocabulary, template, scheduler; see :class:`serve.engine.model.Model`.
 
     Args:
@@ -44,6 +42,11 @@ class MLXModel:
         adapter = Path(spec.adapter) if spec.adapter else None
         weights = Weights(directory, adapter)
         self._vocabulary = load_vocabulary(directory, weights.end_tokens)
+        template = self._vocabulary.chat_template
+        chat_format = ChatFormat(
+            template, template, self._vocabulary.bos, self._vocabulary.eos, self._vocabulary.adds_bos
+        )
+        super().__init__(self._vocabulary, weights.n_vocab, chat_format)
         n_ctx = spec.n_ctx or weights.n_ctx_train
         self.scheduler = MLXScheduler(
             weights, self._vocabulary, n_ctx=n_ctx, n_batch=spec.n_batch, n_parallel=spec.n_parallel
@@ -56,42 +59,10 @@ class MLXModel:
             n_vocab=weights.n_vocab,
             n_embd=weights.n_embd,
             n_threads=n_threads,
-            has_chat_template=self._vocabulary.chat_template is not None,
+            has_chat_template=template is not None,
             pid=os.getpid(),
-            tool_format=tool_format(self._vocabulary.chat_template),
+            tool_format=tool_format(template),
         )
-
-    def tokenize(self, request: GenerateRequest) -> Sequence[int]:
-        """As in :class:`serve.engine.model.Model`."""
-        if request.messages is not None:
-            return self._tokenize_chat(request)
-        match request.prompt:
-            case str() as text:
-                return self._vocabulary.tokenize(text, add_special=True, parse_special=True)
-            case tuple() as tokens:
-                return self._checked(tokens)
-        raise RequestError("The request has neither messages nor a prompt.", param="prompt")
-
-    def shown(self, texts: Sequence[str]) -> frozenset[int]:
-        """As in :class:`serve.engine.model.Model`."""
-        found = (self._vocabulary.tokenize(text, add_special=False, parse_special=True) for text in texts)
-        return frozenset(tokens[0] for tokens in found if len(tokens) == 1)
-
-    def matcher(self, request: GenerateRequest) -> TokenMatcher | None:
-        """As in :class:`serve.engine.model.Model`."""
-        if request.constraint is None:
-            return None
-        if request.ignore_eos:
-            raise RequestError("An answer with a grammar ends with it.", "Leave `ignore_eos` out.", "ignore_eos")
-        return self._grammars.compile(request.constraint)
-
-    def tokenize_text(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        """As in :class:`serve.engine.model.Model`."""
-        return self._vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """As in :class:`serve.engine.model.Model`."""
-        return b"".join(map(self._vocabulary.token_text, self._checked(tokens))).decode("utf-8", errors="replace")
 
     def tokenize_for_embedding(self, item: str | Sequence[int]) -> NoReturn:  # noqa: ARG002 - the interface's own
         """Refuse: mlx-lm's models give no hidden states."""
@@ -110,35 +81,3 @@ class MLXModel:
         from serve.engine.mlx_grammars import mlx_grammar_vocabulary
 
         return mlx_grammar_vocabulary(self._vocabulary, self.info.n_vocab)
-
-    @cached_property
-    def _template(self) -> ChatTemplate:
-        source = self._vocabulary.chat_template
-        if source is None:
-            raise RequestError(
-                "This model has no chat template: it is a base model, made to continue text.",
-                "Use /v1/completions, or choose an instruction-tuned model.",
-                "model",
-            )
-        return ChatTemplate(source, self._vocabulary.bos, self._vocabulary.eos)
-
-    def _tokenize_chat(self, request: GenerateRequest) -> list[int]:
-        assert request.messages is not None
-        messages = mark_specials(request.messages, self._vocabulary.find_specials)
-        template_args = mark_specials(request.template_args, self._vocabulary.find_specials)
-        text = self._template.render(messages, **template_args) + request.answer_prefix
-        # Most templates write BOS themselves; the tokenizer must not add a second one.
-        bos = self._vocabulary.bos
-        add_special = not (bos and text.startswith(bos))
-        tokens: list[int] = []
-        for piece, parse_special in split_marked(text):
-            tokens += self._vocabulary.tokenize(piece, add_special=add_special, parse_special=parse_special)
-            add_special = False
-        return tokens
-
-    def _checked(self, tokens: Sequence[int]) -> Sequence[int]:
-        # MLX reads past the embeddings for a token outside the vocabulary, and says nothing.
-        for token in tokens:
-            if not 0 <= token < self.info.n_vocab:
-                raise RequestError(f"Token {token} is not in this model's vocabulary of {self.info.n_vocab}.")
-        return tokens
