@@ -84,7 +84,8 @@ step() {
 
 stop_ticker() {
     [ -n "$ticker" ] || return 0
-    kill "$ticker" 2>/dev/null || true
+    # KILL, because a TERM that comes before a new subshell has dropped this script's trap is lost.
+    kill -9 "$ticker" 2>/dev/null || true
     wait "$ticker" 2>/dev/null || true
     ticker=
     [ ! -t 1 ] || echo
