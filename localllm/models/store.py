@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -137,7 +138,7 @@ class ModelStore:
                     raise
                 existing = self._read(target)
                 if existing is not None and self.is_whole(existing):
-                    return self.same_or_taken(existing, manifest.files[0].sha256)
+                    return self.same_or_taken(existing, [file.sha256 for file in manifest.files])
                 self.discard(target)
                 continue
             sync_directory(target.parent)
@@ -146,13 +147,13 @@ class ModelStore:
             f"{manifest.model_name} could not be put in the store.", "Something else changes it; try again."
         )
 
-    def same_or_taken(self, existing: Manifest, sha256: str) -> Manifest:
-        """``existing`` when its content is ``sha256``.
+    def same_or_taken(self, existing: Manifest, digests: Sequence[str]) -> Manifest:
+        """``existing`` when its first files are those of ``digests`` (SHA-256, one a file).
 
         Raises:
             StoreError: It is another model: the name is taken.
         """
-        if existing.files[0].sha256 == sha256:
+        if [file.sha256 for file in existing.files[: len(digests)]] == list(digests):
             return existing
         raise StoreError(
             f"The name {existing.model_name} is taken by another model, from {existing.source}.",

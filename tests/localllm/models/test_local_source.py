@@ -168,3 +168,15 @@ def test_a_name_that_no_disk_takes_is_no_path(text):
 def test_a_path_that_no_disk_takes_is_an_error_for_a_person(store):
     with pytest.raises(StoreError, match="cannot be read: File name too long"):
         pull("/" + "a" * 5000, store)
+
+
+def test_other_weights_under_the_same_settings_are_another_model(store, tmp_path):
+    directory = directory_model(tmp_path / "mine")
+    first = pull(str(directory), store)
+    assert pull(str(directory), store) == first
+    weights = directory / "model.safetensors"
+    raw = weights.read_bytes()
+    weights.unlink()  # its other hard link is the model in the store
+    weights.write_bytes(raw[:-1] + b"\1")
+    with pytest.raises(StoreError, match="is taken by another model"):
+        pull(str(directory), store)
