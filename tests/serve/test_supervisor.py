@@ -62,6 +62,13 @@ def names(supervisor):
     return [model.name for model in supervisor.loaded()]
 
 
+async def all_wait(supervisor, number):
+    """Until ``number`` requests wait for a model; looking a name up takes a thread, and so its time."""
+    async with asyncio.timeout(30):
+        while sum(slot.waiting for slot in supervisor._slots.values()) < number:
+            await asyncio.sleep(0.01)
+
+
 async def use(supervisor, name):
     async with (
         supervisor.engine(name) as (_, engine),
@@ -88,8 +95,7 @@ async def test_two_at_once_load_once(supervise, starter):
     supervisor = supervise()
     starter.gate.clear()
     tasks = [asyncio.create_task(use(supervisor, "a")) for _ in range(5)]
-    await asyncio.sleep(0.2)
-    assert starter.attempts == 1
+    await all_wait(supervisor, 5)
     starter.gate.set()
     assert all(await asyncio.gather(*tasks))
     assert starter.attempts == 1
@@ -99,7 +105,7 @@ async def test_a_cancelled_caller_leaves_the_load_to_the_others(supervise, start
     supervisor = supervise()
     starter.gate.clear()
     first, second = (asyncio.create_task(use(supervisor, "a")) for _ in range(2))
-    await asyncio.sleep(0.2)
+    await all_wait(supervisor, 2)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     starter.gate.set()
@@ -110,7 +116,11 @@ async def test_a_cancelled_caller_leaves_the_load_to_the_others(supervise, start
 async def test_a_failed_load_is_told_to_all_who_wait_and_tried_again_by_the_next(supervise, starter, caplog):
     supervisor = supervise()
     starter.errors = [EngineLoadError("It died.", "last log line"), EngineLoadError("It died again.")]
-    outcomes = await asyncio.gather(*(use(supervisor, "a") for _ in range(3)), return_exceptions=True)
+    starter.gate.clear()
+    tasks = [asyncio.create_task(use(supervisor, "a")) for _ in range(3)]
+    await all_wait(supervisor, 3)
+    starter.gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [EngineLoadError] * 3
     assert starter.attempts == 1
     assert "a:f16 could not be loaded: It died. last log line" in caplog.text
