@@ -65,7 +65,7 @@ def names(supervisor):
 async def all_wait(supervisor, number):
     """Until ``number`` requests wait for a model; looking a name up takes a thread, and so its time."""
     async with asyncio.timeout(30):
-        while sum(slot.waiting for slot in supervisor._slots.values()) < number:
+        while sum(slot.waiting for slot in supervisor._slots.values()) < number:  # noqa: ASYNC110  the supervisor tells nobody
             await asyncio.sleep(0.01)
 
 
