@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 300
 QUESTION = What is gravity? Answer in two sentences.
 
 .DEFAULT_GOAL = help
-.PHONY: help setup run test fuzz lint format docs screenshot clean
+.PHONY: help setup run test fuzz lint format docs screenshot clean bench
 
 help:
 	@echo 'make run         install if needed, fetch the starter model, open the app'
@@ -15,6 +15,7 @@ help:
 	@echo 'make fuzz        fuzz the GGUF validator and the server for about FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make lint        ruff, mypy --strict, import-linter'
 	@echo 'make format      let ruff format and mend what it can'
+	@echo 'make bench       measure the server beside llama-server, and its own share of a step'
 	@echo 'make docs        write docs/commands.md anew from the commands themselves'
 	@echo 'make screenshot  write docs/screenshot.svg anew, drawn by the app'
 	@echo 'make setup       install only'
@@ -58,6 +59,12 @@ lint: .venv/.installed-dev
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Alone on the machine: a second busy program makes the threads of llama.cpp crawl.
+bench: .venv/.installed-dev
+	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.together
+	$(BIN)/python -m benchmarks.step 2>/dev/null
 
 docs: .venv/.installed
 	$(BIN)/python scripts/commands_md.py
