@@ -98,7 +98,9 @@ SCENARIOS: dict[str, Scenario] = {"decode": decode, "prefix": prefix, "arrival":
 
 async def measure(server: Running, names: list[str], salt: str) -> Figures:
     """Every scenario on one server."""
-    async with httpx2.AsyncClient(base_url=server.base_url, timeout=TIMEOUT, trust_env=False) as client:
+    # A connection for each request: llama-server closes kept ones just when the next request goes out.
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    async with httpx2.AsyncClient(base_url=server.base_url, timeout=TIMEOUT, limits=limits, trust_env=False) as client:
         await complete(client, server.model, "Warm up.", 16)
         figures: Figures = {}
         for name in names:
@@ -122,7 +124,7 @@ def main() -> None:
     results: dict[str, list[Figures]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as directory:
         home = Home(Path(directory)).ensure()
-        load = Load(starter(home), args.threads, n_ctx=8192, n_batch=512, slots=16)
+        load = Load(starter(home), args.threads, n_ctx=20480, n_batch=512, slots=16)
         for round_number in range(args.rounds):
             for name in names:
                 with PEERS[name](load, home) as server:
