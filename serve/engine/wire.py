@@ -126,7 +126,7 @@ def event_from_wire(record: list[Any]) -> tuple[int, Event]:
             return job_id, Embeddings(tuple(tuple(vector) for vector in vectors), n_tokens)
         case [job_id, "e", *error]:
             return job_id, error_from_wire(error)
-    raise ValueError(f"unknown event {record!r:.80}")
+    raise ValueError(f"unknown event {record[1:2]!r:.20}")  # not the text in it: this is logged
 
 
 def _logprobs_to_wire(logprobs: Sequence[TokenLogprob]) -> list[Any]:

@@ -113,7 +113,7 @@ class Worker:
                 case {"op": "close"}:
                     return
                 case _:
-                    raise ValueError(f"unknown message {message!r:.80}")
+                    raise ValueError(f"unknown message {message.get('op')!r:.20}")  # not the text in it: this is logged
 
     def _guard(self, job_id: int, work: Task) -> None:
         """Run ``work``; an error that a person can cause becomes the job's last event."""
