@@ -48,7 +48,8 @@ class Job:
     matcher: TokenMatcher | None = None
 
 
-JobEvent = tuple[int, Started | PromptLogprobs | Delta | Finished | LocalLLMError]
+AnyEvent = Started | PromptLogprobs | Delta | Finished | LocalLLMError
+JobEvent = tuple[int, AnyEvent]
 
 
 @dataclass(eq=False)

@@ -20,7 +20,8 @@ from typing import Any
 from localllm.errors import ContextLengthError, LocalLLMError, RequestError
 from serve.engine import wire
 from serve.engine.model import Model
-from serve.engine.request import Job
+from serve.engine.outbox import Outbox
+from serve.engine.request import Job, JobEvent
 from serve.engine.types import EngineSpec, GenerateRequest
 
 log = logging.getLogger("serve.engine")
@@ -63,6 +64,7 @@ class EngineThread:
         self._model = model
         self._channel = channel
         self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._outbox = Outbox(self._send)
 
     def post(self, task: Task | None) -> None:
         """Run ``task`` before the next step; None ends the thread."""
@@ -82,9 +84,10 @@ class EngineThread:
                 task()
                 continue
             assert scheduler is not None
-            events = scheduler.step()
-            if events:
-                self._channel.send({"events": [wire.event_to_wire(job_id, event) for job_id, event in events]})
+            self._outbox.put(scheduler.step())
+
+    def _send(self, events: Sequence[JobEvent]) -> None:
+        self._channel.send({"events": [wire.event_to_wire(job_id, event) for job_id, event in events]})
 
 
 class Worker:
