@@ -157,3 +157,31 @@ class ContextLengthError(RequestError):
 
 class ServerError(LocalLLMError):
     """The local server cannot be started or reached."""
+
+
+class JobError(LocalLLMError):
+    """A job is not there, cannot be read, or cannot do what was asked."""
+
+
+class JobFailedError(JobError):
+    """A job that somebody followed has failed.
+
+    Attributes:
+        exit_code: As the job's own error has it.
+    """
+
+    def __init__(self, message: str, hint: str = "", exit_code: int = 1) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.message, self.hint, self.exit_code))
+
+
+class JobCancelledError(LocalLLMError):
+    """A person has cancelled the job."""
+
+    exit_code = 130
+
+    def __init__(self, message: str = "The job was cancelled.", hint: str = "") -> None:
+        super().__init__(message, hint)
