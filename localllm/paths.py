@@ -75,6 +75,11 @@ class Home:
         return self.root / "settings.toml"
 
     @property
+    def keys_file(self) -> Path:
+        """Digests and scopes of the API keys."""
+        return self.root / "keys.json"
+
+    @property
     def server_file(self) -> Path:
         """Address, process id and token of the running server."""
         return self.root / "server.json"

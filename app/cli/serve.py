@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.description = (
         "Serve the models of the store with OpenAI's, Anthropic's and Ollama's APIs, on this machine only unless a key "
-        "is set. /docs lists everything that it answers."
+        "exists. /docs lists everything that it answers."
     )
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -31,7 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-type", choices=("f16", "q8_0"), help="of the KV cache; q8_0 takes half the memory (f16)")
     parser.add_argument("--guess", type=int, help="tokens guessed at once from the text so far (8); 0 never guesses")
     parser.add_argument(
-        "--api-key", help="clients must send this key; better set LOCALLLM_API_KEY, which no process list shows"
+        "--api-key",
+        help="clients must send this key; better use `localllm keys`, or LOCALLLM_API_KEY: no process list shows those",
     )
     parser.add_argument(
         "--allow-host", action="append", default=[], help="allow this Host header too (may be repeated)"

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 
+from localllm.api_keys import KeyStore
 from localllm.logs import log_to_file
 from localllm.models.store import ModelStore
 from localllm.paths import Home
@@ -43,7 +44,7 @@ def serve(
     options = ServerOptions(settings.host, settings.port, managed=False, api_key=api_key, allow_hosts=allow_hosts)
 
     async def ready(running: Running) -> None:
-        await _announce(running, store, names, bool(api_key), as_json=as_json)
+        await _announce(running, store, names, bool(api_key or KeyStore(home).list()), as_json=as_json)
 
     asyncio.run(_serve(home, settings, options, ready))
     _say("Stopped.")

@@ -22,7 +22,8 @@ from serve.http.embeddings import EmbeddingsRoutes
 from serve.http.endpoints import AllRoutes, endpoints
 from serve.http.errors import HTTPError
 from serve.http.generation import GenerationRoutes
-from serve.http.guards import MAX_BODY, BodyGuard, HostGuard, KeyGuard, Keys
+from serve.http.guards import MAX_BODY, BodyGuard, HostGuard, KeyGuard
+from serve.http.keys import Keys
 from serve.http.metrics import Metrics, RequestMeter
 from serve.http.ollama import OllamaRoutes
 from serve.http.ollama_models import UNSUPPORTED_PATHS, OllamaModelRoutes
@@ -40,7 +41,8 @@ class Access:
 
     Attributes:
         keys: What opens it.
-        key_required: False leaves all but ``/internal/…`` open to every program on this machine.
+        key_required: False leaves all but ``/internal/…`` open to every program on this machine, as long as no key is
+            named in the home.
         hosts: Host headers allowed besides the loopback names, without a port.
         max_body: Bytes of a request's body at most.
     """

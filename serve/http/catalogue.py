@@ -60,8 +60,9 @@ class InternalRoutes:
         self._stop = stop
 
     async def health(self, request: Request) -> Response:
-        """``GET /health``; without a key it says nothing but that the server is there."""
-        if not request.scope["state"]["authorized"]:
+        """``GET /health``; without a key for ``models`` it says nothing but that the server is there."""
+        holder = request.scope["state"]["holder"]
+        if holder is None or not holder.allows("models"):
             return JSONResponse({"status": "ok"})
         models = [vars(model) for model in self._supervisor.loaded()]
         return JSONResponse({"status": "ok", "version": __version__, "models": models})

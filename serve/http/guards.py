@@ -5,8 +5,6 @@ content type and the size of the body. No CORS header is ever sent, so no web pa
 """
 
 import asyncio
-import hashlib
-import hmac
 import ipaddress
 import re
 from collections.abc import Collection
@@ -18,7 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localllm.errors import LocalLLMError, SettingsError
 from serve.http.errors import HTTPError
+from serve.http.keys import Keys
 from serve.http.replies import error_response
+from serve.http.scopes import scope_of
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 MAX_BODY = 8 * 1024 * 1024
@@ -49,33 +49,6 @@ def host_in_header(host: str) -> str:
     if found is None or found[1] != spelled:
         raise SettingsError(f"{host!r} is not the name or address of a host.", "Give it without http:// and port.")
     return spelled
-
-
-class Keys:
-    """The keys that open the server; kept and compared as digests, in constant time.
-
-    Args:
-        keys: Any number of keys; empty ones are ignored.
-    """
-
-    def __init__(self, keys: Collection[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys if key]
-
-    def accept(self, headers: Headers) -> str | None:
-        """Which client a request is from, by the key in its ``Authorization`` or ``x-api-key`` header.
-
-        Returns:
-            A name for the holder of the key, the same in every run, from which the key cannot be had; None when there
-            is no right key.
-        """
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        for given in (bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")):
-            digest = hashlib.sha256(given.strip().encode()).digest()
-            # Every key is compared, so the time tells nothing about which one is near.
-            matches = [hmac.compare_digest(digest, known) for known in self._digests]
-            if any(matches):
-                return hashlib.blake2b(digest, digest_size=12, person=b"client").hexdigest()
-        return None
 
 
 class HostGuard:
@@ -120,13 +93,14 @@ def _is_loopback_origin(origin: str) -> bool:
 class KeyGuard:
     """Asks for a key. ``/health`` passes without one, ``/internal/…`` never does.
 
-    Sets ``scope["state"]["authorized"]``: whether the request carried a right key, and ``scope["state"]["client"]``:
-    see :func:`client_of`.
+    Sets ``scope["state"]["holder"]``, the :class:`serve.http.keys.Holder` of a right key or None, and
+    ``scope["state"]["client"]``: see :func:`client_of`.
 
     Args:
         app: The app behind it.
         keys: What opens the server.
-        required: False leaves everything but ``/internal/…`` open.
+        required: False leaves everything but ``/internal/…`` open, as long as there are no named keys; once there was
+            one, a key is asked for until the server ends.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys, required: bool) -> None:
@@ -135,22 +109,31 @@ class KeyGuard:
         self._required = required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or answer 401."""
+        """Pass on, or answer 401 or 403."""
         if scope["type"] == "http":
-            client = self._keys.accept(Headers(scope=scope))
-            authorized = client is not None
-            # A copy, because the state of the lifespan is shared by all requests.
-            scope["state"] = {**scope.get("state", {}), "authorized": authorized, "client": client or ""}
             path = scope["path"]
+            holder = self._keys.accept(Headers(scope=scope))
+            # A copy, because the state of the lifespan is shared by all requests.
+            scope["state"] = {**scope.get("state", {}), "holder": holder, "client": holder.client if holder else ""}
+            self._required = self._required or self._keys.any_named
             needed = path != _OPEN_PATH and (self._required or path.startswith(_INTERNAL))
-            if needed and not authorized:
+            if needed and holder is None:
                 error = HTTPError(
                     401,
                     "invalid_api_key",
                     "A valid key is needed.",
                     "Send it as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
                 )
-                return await error_response(error, scope["path"])(scope, receive, send)
+                return await error_response(error, path)(scope, receive, send)
+            wanted = scope_of(path)
+            if holder is not None and not holder.allows(wanted):
+                error = HTTPError(
+                    403,
+                    "insufficient_scope",
+                    f"This key may not be used for that: it lacks the scope `{wanted}`.",
+                    f"Make one with `localllm keys add NAME --scope {wanted}`.",
+                )
+                return await error_response(error, path)(scope, receive, send)
         return await self._app(scope, receive, send)
 
 

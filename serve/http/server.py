@@ -19,6 +19,7 @@ from filelock import Timeout
 from starlette.types import ASGIApp
 
 from localllm import __version__
+from localllm.api_keys import KeyStore
 from localllm.errors import ServerError, SettingsError
 from localllm.memory import machine_memory
 from localllm.models.store import ModelStore
@@ -27,7 +28,8 @@ from localllm.settings import Settings
 from serve.discovery import ServerRecord, ServerRunningError, server_lock
 from serve.http.activity import Activity
 from serve.http.app import Access, create_app
-from serve.http.guards import Keys, host_in_header, is_loopback
+from serve.http.guards import host_in_header, is_loopback
+from serve.http.keys import Keys
 from serve.http.metered import MeteredSupervisor
 from serve.http.metrics import Metrics
 from serve.supervisor import StartEngine, Supervisor
@@ -47,7 +49,7 @@ class ServerOptions:
         host: Name or address to bind.
         port: 0 takes a free one.
         managed: The app's own server: always asks for its token, and ends by itself when it has nothing to do.
-        api_key: A key besides the token; with one, every request must carry one of them.
+        api_key: A key besides the token and the named ones; where there is any, every request must carry one of them.
         allow_hosts: Host headers to allow besides the loopback names.
     """
 
@@ -93,13 +95,15 @@ async def run_server(
         on_stopping: Is told the number of requests that are still under way when the server begins to stop.
 
     Raises:
-        SettingsError: A bind that others can reach, without a key; a host that is none.
+        SettingsError: A bind that others can reach, without a key; a host that is none; damaged keys.
         ServerRunningError: A server of this home runs already.
         ServerError: The address cannot be bound.
     """
-    with _only_server(home), _bound_socket(options) as bound:
+    token = secrets.token_urlsafe(32)
+    keys = Keys([token, options.api_key], KeyStore(home))
+    keyed = bool(options.api_key) or keys.any_named
+    with _only_server(home), _bound_socket(options, keyed=keyed) as bound:
         host, port = bound.getsockname()[:2]
-        token = secrets.token_urlsafe(32)
         record = ServerRecord(os.getpid(), _ANY_ADDRESS.get(host, host), port, token, __version__, options.managed)
         store, activity = ModelStore(home), Activity()
         metrics = Metrics()
@@ -108,7 +112,9 @@ async def run_server(
         )
         stopper = _Stopper(activity, on_stopping)
         stopper.server = _uvicorn(
-            create_app(supervisor, store, _access(options, token), activity, metrics, stopper.stop_on_request)
+            create_app(
+                supervisor, store, _access(options, keys, keyed=keyed), activity, metrics, stopper.stop_on_request
+            )
         )
         record.write(home)
         _log.info("serving at %s, process %d, version %s", record.base_url, record.pid, __version__)
@@ -134,10 +140,10 @@ async def run_server(
                 raise outcome
 
 
-def _access(options: ServerOptions, token: str) -> Access:
+def _access(options: ServerOptions, keys: Keys, *, keyed: bool) -> Access:
     return Access(
-        keys=Keys([token, options.api_key]),
-        key_required=options.managed or bool(options.api_key),
+        keys=keys,
+        key_required=options.managed or keyed,
         hosts={host_in_header(name) for name in (options.host, *options.allow_hosts)},
     )
 
@@ -243,8 +249,12 @@ def _only_server(home: Home) -> Iterator[None]:
 
 
 @contextmanager
-def _bound_socket(options: ServerOptions) -> Iterator[socket.socket]:
+def _bound_socket(options: ServerOptions, *, keyed: bool = False) -> Iterator[socket.socket]:
     """The listening socket; connections wait in it until uvicorn takes them.
+
+    Args:
+        options: Where to bind.
+        keyed: There is a key, so others may reach it.
 
     Raises:
         SettingsError: Others could reach it, and there is no key.
@@ -253,11 +263,11 @@ def _bound_socket(options: ServerOptions) -> Iterator[socket.socket]:
     where = f"{host_in_header(options.host)}:{options.port}"
     family, address = _resolve(options.host, options.port)
     ip = str(address[0])
-    if not is_loopback(ip) and not options.api_key:
+    if not is_loopback(ip) and not keyed:
         reach = "every network" if ipaddress.ip_address(ip.partition("%")[0]).is_unspecified else "a network"
         raise SettingsError(
             f"Binding {options.host} opens the server to {reach}, and there is no key.",
-            "Set LOCALLLM_API_KEY to a long random text, or bind 127.0.0.1.",
+            "Make one with `localllm keys add NAME`, set LOCALLLM_API_KEY, or bind 127.0.0.1.",
         )
     # The protocol is named, because asyncio turns Nagle's algorithm off only for sockets that say they are TCP; it
     # would hold tokens back for 40 ms.

@@ -7,7 +7,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from serve.engine.types import TokenLogprob
-from serve.http.guards import Keys
+from serve.http.keys import Keys
 from serve.http.logprobs import TextLogprobs, chat_token
 from serve.http.server import ServerOptions
 from tests.fakes.engine import Script

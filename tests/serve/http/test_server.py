@@ -24,7 +24,7 @@ def test_the_socket_says_that_it_is_tcp():
 def test_an_address_that_is_not_here():
     with (
         pytest.raises(ServerError, match=r"203\.0\.113\.1"),
-        _bound_socket(ServerOptions(host="203.0.113.1", api_key="k")),
+        _bound_socket(ServerOptions(host="203.0.113.1"), keyed=True),
     ):
         pass
 
