@@ -17,7 +17,7 @@ from pathlib import Path
 
 from localllm.errors import InvalidModelError
 from localllm.gguf_cursor import Cursor
-from localllm.gguf_types import ARRAY, BOOL, MIXES, NUMBERS, STRING, TENSOR_TYPES, UINT32, VALUE_NAMES
+from localllm.gguf_types import ARRAY, BOOL, FLOAT32, MIXES, NUMBERS, STRING, TENSOR_TYPES, UINT32, VALUE_NAMES
 from localllm.sanitize import one_line
 
 _VERSIONS = (2, 3)
@@ -246,6 +246,8 @@ class _Parser:
         return GGUFHeader(version, self.metadata, tensors, alignment, cursor.size)
 
     def _check_architecture(self) -> None:
+        if self.kinds.get("adapter.lora.alpha", FLOAT32) != FLOAT32:  # llama.cpp asserts this
+            raise self.cursor.invalid("adapter.lora.alpha is not an f32")
         part = self.metadata.get("split.no")
         if isinstance(part, int) and part > 0 and "general.architecture" not in self.metadata:
             return  # the later parts of a split model hold tensors alone

@@ -75,6 +75,7 @@ MIXES: dict[int, str] = {
 # Metadata value types.
 BOOL, STRING, ARRAY = 7, 8, 9
 UINT32 = 4
+FLOAT32 = 6
 VALUE_NAMES = ("u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64")
 NUMBERS: dict[int, struct.Struct] = {
     0: struct.Struct("<B"),

@@ -1,12 +1,14 @@
 """What the scheduler needs from a model, and the llama.cpp form of it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from serve.engine.constrained import Candidates
 from serve.engine.constraint_types import TokenMatcher
 from serve.engine.llama import LlamaContext, LlamaModel, SamplerChain
+from serve.engine.llama_adapters import LoadedAdapters
 from serve.engine.logprobs import Logits
+from serve.engine.request import Adapter, AdapterSet
 from serve.engine.types import SamplingParams
 
 
@@ -47,6 +49,17 @@ class Backend(Protocol):
     def drop(self, seq: int, start: int = 0) -> None:
         """Forget a sequence from position ``start`` on."""
 
+    def load_adapters(self, adapters: AdapterSet, in_use: Collection[Adapter]) -> None:
+        """Make sure that ``adapters`` are in memory and stay there; ``in_use`` by other requests are not let go.
+
+        Raises:
+            RequestError: One cannot be loaded.
+            EngineBusyError: There is no memory for so many at once.
+        """
+
+    def use_adapters(self, adapters: AdapterSet) -> None:
+        """Compute the next batches with ``adapters``, which have been loaded; no change costs nothing."""
+
     def chain(self, params: SamplingParams, prompt: Sequence[int]) -> Chain:
         """A new sampler."""
 
@@ -77,9 +90,10 @@ class LlamaBackend:
         model: The weights.
         context: Its KV cache.
         n_seq: Sequences the context was made for.
+        adapters: Those in memory.
     """
 
-    def __init__(self, model: LlamaModel, context: LlamaContext, n_seq: int) -> None:
+    def __init__(self, model: LlamaModel, context: LlamaContext, n_seq: int, adapters: LoadedAdapters) -> None:
         self._model = model
         self._context = context
         self.n_ctx = context.n_ctx
@@ -94,6 +108,8 @@ class LlamaBackend:
         self.token_text = model.token_text
         self._candidates = Candidates(model.n_vocab)
         self.is_eog = model.is_eog
+        self.load_adapters = adapters.load
+        self.use_adapters = adapters.use
 
     def share(self, source: int, target: int, n: int) -> bool:
         """As in :class:`Backend`; refuses where a sliding window has already let go of what is needed."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import llama_cpp as lib
@@ -11,9 +12,11 @@ import psutil
 from localllm.errors import RequestError
 from serve.engine.backend import LlamaBackend
 from serve.engine.llama import LlamaContext, LlamaModel
+from serve.engine.llama_adapters import AdapterChecker, LoadedAdapters
+from serve.engine.request import AdapterSet
 from serve.engine.scheduler import Scheduler
 from serve.engine.text_model import ChatFormat, TextModel
-from serve.engine.types import Embeddings, EngineInfo, EngineSpec
+from serve.engine.types import Embeddings, EngineInfo, EngineSpec, GenerateRequest
 from serve.toolcalls.formats import tool_format
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ class LoadedModel(TextModel):
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
+        self._checker = AdapterChecker(Path(spec.path))
         self._model = LlamaModel(spec.path, spec.n_gpu_layers)
         chat_format = ChatFormat(
             template=self._model.chat_template,
@@ -68,7 +72,8 @@ class LoadedModel(TextModel):
                 kv_type=spec.kv_type,
             )
             n_ctx = context.n_ctx
-            backend = LlamaBackend(self._model, context, n_seq)
+            adapters = LoadedAdapters(self._model, context)
+            backend = LlamaBackend(self._model, context, n_seq, adapters)
             self.scheduler = Scheduler(backend, n_parallel=spec.n_parallel, max_guess=spec.n_guess)
         self.info = EngineInfo(
             architecture=architecture,
@@ -81,6 +86,10 @@ class LoadedModel(TextModel):
             pid=os.getpid(),
             tool_format=tool_format(chat_format.tool_template),
         )
+
+    def adapters(self, request: GenerateRequest) -> AdapterSet:
+        """What the request is to be computed with; see :meth:`serve.engine.model.Model.adapters`."""
+        return self._checker.check(request.adapters) if request.adapters else ()
 
     def tokenize_for_embedding(self, item: str | Sequence[int]) -> Sequence[int]:
         """The token ids of one input; text keeps what looks like a special token as text.

@@ -10,8 +10,9 @@ from localllm.errors import EngineLoadError, RequestError
 from localllm.machine import read_machine
 from serve.engine.mlx_vocabulary import load_vocabulary
 from serve.engine.mlx_weights import Weights, prepare_process
+from serve.engine.request import AdapterSet
 from serve.engine.text_model import ChatFormat, TextModel
-from serve.engine.types import Embeddings, EngineInfo, EngineSpec
+from serve.engine.types import Embeddings, EngineInfo, EngineSpec, GenerateRequest
 from serve.toolcalls.formats import tool_format
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ class MLXModel(TextModel):
             pid=os.getpid(),
             tool_format=tool_format(template),
         )
+
+    def adapters(self, request: GenerateRequest) -> AdapterSet:
+        """None: the server loads a model anew for each adapter, and names it in the spec."""
+        if request.adapters:
+            raise RequestError("MLX cannot change adapters from one request to the next.", param="adapters")
+        return ()
 
     def tokenize_for_embedding(self, item: str | Sequence[int]) -> NoReturn:  # noqa: ARG002 - the interface's own
         """Refuse: mlx-lm's models give no hidden states."""

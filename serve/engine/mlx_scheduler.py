@@ -1,13 +1,15 @@
 """Continuous batching on mlx-lm's ``BatchGenerator``: requests join and leave between its steps.
 
 mlx-lm keeps a batch as one array padded to its longest row, so a batch of n requests takes n times the longest. That
-product is what admission reckons with; when answers have grown past it, the youngest request gives way and comes back
-later. What finished requests leave is kept, as far as there is room, for the next one that begins alike.
+product is what admission reckons with; when answers have grown past it, the youngest of the least important
+requests gives way and comes back later. What finished requests leave is kept, as far as there is room, for the next one
+that begins alike.
 """
 
 import logging
+import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +25,7 @@ from serve.engine.mlx_request import Running
 from serve.engine.mlx_sampler import TokenSampler
 from serve.engine.mlx_vocabulary import Vocabulary
 from serve.engine.mlx_weights import Weights
+from serve.engine.order import due, giving_way, in_turn, too_late
 from serve.engine.pace import Pace
 from serve.engine.prefix import MIN_SHARED, as_tokens, n_common
 from serve.engine.request import Job, JobEvent
@@ -85,6 +88,7 @@ class MLXScheduler:
         )
         self._stop = StopSequences([(token,) for token in sorted(vocabulary.end_tokens)])
         self._never_stop = StopSequences()
+        self._next_due = math.inf  # the next deadline of anybody
         self._hold = False  # after a request had to give way, none is admitted until another has ended
 
     @property
@@ -105,7 +109,9 @@ class MLXScheduler:
         if len(self._waiting) >= self._max_waiting:
             raise EngineBusyError(f"{len(self._waiting)} requests are waiting already.", "Try again in a moment.")
         TokenSampler(job.sampling, self._weights.n_vocab)  # refuses now what it would refuse later
-        self._waiting.append(Running(job, list(job.prompt), TextStream(job.stop), self._clock()))
+        request = Running(job, list(job.prompt), TextStream(job.stop), self._clock())
+        self._waiting.append(request)
+        self._next_due = min(self._next_due, due(request))
 
     def cancel(self, job_id: int) -> None:
         """Forget a job, running or waiting; one that has ended is no error."""
@@ -121,6 +127,8 @@ class MLXScheduler:
     def step(self) -> list[JobEvent]:
         """Admit, decode one token for each, read a slice of the prompts; the events of all jobs it touched."""
         events: list[JobEvent] = []
+        if self._clock() >= self._next_due:
+            self._end_overdue(events)
         self._admit(events)
         self._make_room()
         if not self._running:
@@ -133,7 +141,7 @@ class MLXScheduler:
 
     def _admit(self, events: list[JobEvent]) -> None:
         # A look at many would cost more than it can win: some dozen comparisons each.
-        for request in self._in_turn()[: 2 * self._n_parallel]:
+        for request in in_turn(self._waiting, list(self._running.values()), self._clock())[: 2 * self._n_parallel]:
             if len(self._running) >= self._n_parallel:
                 return
             if self._running and (self._hold or self._cells(request) > self._n_ctx):
@@ -142,15 +150,6 @@ class MLXScheduler:
             if not self._should_wait(request, n_shared):
                 self._waiting.remove(request)
                 self._start(request, self._share(n_shared, holder), events)
-
-    def _in_turn(self) -> list[Running]:
-        """Who waits, those first whose client has the fewest requests running or before them; else by arrival."""
-        ahead = Counter(request.job.client for request in self._running.values())
-        turns = []
-        for place, request in enumerate(self._waiting):
-            turns.append((ahead[request.job.client], place, request))
-            ahead[request.job.client] += 1
-        return [request for _, _, request in sorted(turns, key=lambda turn: turn[:2])]
 
     def _find_holder(self, request: Running) -> tuple[int, Kept | int | None]:
         """The longest beginning of a prompt that is there: its length, and what holds it, kept or running (a uid)."""
@@ -252,10 +251,11 @@ class MLXScheduler:
         return known, Shared(len(job.prompt) - 1, cache)
 
     def _make_room(self) -> None:
-        """Let the youngest give way until the others have room; forget what is kept but has none."""
+        """Let some give way until the others have room; forget what is kept but has none."""
         while len(self._running) > 1 and self._cells() > self._n_ctx:
-            uid = max(self._running, key=lambda uid: self._running[uid].arrived)
-            request = self._running.pop(uid)
+            request = giving_way(self._running.values())
+            uid = next(uid for uid, other in self._running.items() if other is request)
+            del self._running[uid]
             log.info("the cache is full: request %d gives way after %d tokens", request.job.id, len(request.tokens))
             self._generator.remove([uid])
             self._waiting.appendleft(request)
@@ -310,6 +310,17 @@ class MLXScheduler:
         self._keep(request, answer.prompt_cache, answer.all_tokens)
         del self._running[answer.uid]
         self._hold = False
+
+    def _end_overdue(self, events: list[JobEvent]) -> None:
+        now = self._clock()
+        late = [request for request in (*self._waiting, *self._running.values()) if now >= due(request)]
+        for request in late:
+            self.cancel(request.job.id)
+            if request.n_generated:
+                events += request.end("length", now)
+            else:
+                events.append((request.job.id, too_late(request)))
+        self._next_due = min(map(due, (*self._waiting, *self._running.values())), default=math.inf)
 
     def _leave(self, uid: int, request: Running) -> None:
         """Take a request that has not ended out of the batch, and keep what it leaves if all of its prompt was read."""

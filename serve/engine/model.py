@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from serve.engine.constraint_types import TokenMatcher
-from serve.engine.request import Job, JobEvent
+from serve.engine.request import AdapterSet, Job, JobEvent
 from serve.engine.types import Embeddings, EngineInfo, GenerateRequest
 
 
@@ -61,6 +61,13 @@ class Model(Protocol):
 
         Raises:
             RequestError: The constraint cannot be used.
+        """
+
+    def adapters(self, request: GenerateRequest) -> AdapterSet:
+        """The adapters that the request is to be computed with.
+
+        Raises:
+            RequestError: One does not suit the model, or the engine cannot change them.
         """
 
     def tokenize_text(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.engine.request import Running, Tokens
+from serve.engine.request import Owner, Running, Tokens
 
 # Shorter matches are not worth a sequence of their own.
 MIN_SHARED = 4
@@ -22,13 +22,13 @@ class Parked:
     Attributes:
         seq: The sequence.
         tokens: What its cells hold.
-        client: Whose request it was; nobody else's begins with it.
+        owner: Whose request it was, with which adapters; nobody else's begins with it.
         last_used: When it was last of use.
     """
 
     seq: int
     tokens: Tokens
-    client: str
+    owner: Owner
     last_used: float
 
 
@@ -45,24 +45,24 @@ def n_common(a: Tokens, b: Tokens) -> int:
 
 
 def longest_prefix(
-    wanted: Tokens, client: str, parked: Iterable[Parked], running: Iterable[Running]
+    wanted: Tokens, owner: Owner, parked: Iterable[Parked], running: Iterable[Running]
 ) -> tuple[Parked | Running | None, int]:
-    """Whoever holds the longest beginning of ``wanted`` for ``client``, and its length."""
+    """Whoever holds the longest beginning of ``wanted`` for ``owner``, and its length."""
     candidates: list[tuple[int, Parked | Running]] = [
-        *((n_common(wanted, other.tokens), other) for other in parked if other.client == client),
-        *((n_common(wanted, other.prompt[: other.n_past]), other) for other in running if other.job.client == client),
+        *((n_common(wanted, other.tokens), other) for other in parked if other.owner == owner),
+        *((n_common(wanted, other.prompt[: other.n_past]), other) for other in running if other.job.owner == owner),
     ]
     length, best = max(candidates, key=lambda candidate: candidate[0], default=(0, None))
     return (best, length) if length >= MIN_SHARED else (None, 0)
 
 
-def about_to_hold(wanted: Tokens, client: str, running: Iterable[Running]) -> int:
+def about_to_hold(wanted: Tokens, owner: Owner, running: Iterable[Running]) -> int:
     """The longest beginning of ``wanted`` that a request whose prompt is still being read will hold soon."""
     return max(
         (
             n_common(wanted, other.prompt)
             for other in running
-            if other.job.client == client and not other.decoding and other.n_generated == 0
+            if other.job.owner == owner and not other.decoding and other.n_generated == 0
         ),
         default=0,
     )
@@ -70,4 +70,4 @@ def about_to_hold(wanted: Tokens, client: str, running: Iterable[Running]) -> in
 
 def adds_nothing(old: Parked, new: Parked) -> bool:
     """Whether ``new`` begins with all of ``old``."""
-    return old.client == new.client and n_common(old.tokens, new.tokens) == len(old.tokens)
+    return old.owner == new.owner and n_common(old.tokens, new.tokens) == len(old.tokens)

@@ -18,6 +18,27 @@ Tokens = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter as one request uses it.
+
+    Attributes:
+        path: Its GGUF file.
+        fingerprint: Changes when the file does.
+        n_bytes: Size of the file.
+        scale: What its effect is multiplied by; never 0.
+    """
+
+    path: str
+    fingerprint: str
+    n_bytes: int
+    scale: float = 1.0
+
+
+# Sorted, so that the same adapters in another order are the same set.
+AdapterSet = tuple[Adapter, ...]
+
+
+@dataclass(frozen=True)
 class Job:
     """One tokenized request.
 
@@ -33,6 +54,9 @@ class Job:
         client: Whose it is.
         shown: Special tokens whose text is part of the answer.
         matcher: At the beginning of the answer's grammar; belongs to this job alone.
+        adapters: What the model is to compute with; they have been checked.
+        priority: Higher ones first.
+        deadline: Seconds from its arrival, or None.
     """
 
     id: int
@@ -46,6 +70,17 @@ class Job:
     client: str = ""
     shown: frozenset[int] = frozenset()
     matcher: TokenMatcher | None = None
+    adapters: AdapterSet = ()
+    priority: int = 0
+    deadline: float | None = None
+
+    @property
+    def owner(self) -> "Owner":
+        """Whose KV it is: nobody else's request may begin with it, nor one with other adapters."""
+        return self.client, self.adapters
+
+
+Owner = tuple[str, AdapterSet]
 
 
 AnyEvent = Started | PromptLogprobs | Delta | Finished | LocalLLMError

@@ -2,18 +2,21 @@
 
 One KV cache holds all sequences. A finished sequence is parked: the next request of the same client that begins with
 the same tokens starts from it, and it is the first to go when room is needed. When nothing parked is left, the
-youngest running request gives way, keeps its text, and comes back later.
+youngest of the least important running requests gives way, keeps its text, and comes back later.
 """
 
 import logging
+import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 
 from localllm.errors import ContextLengthError, EngineBusyError, EngineError, RequestError
 from serve.engine.backend import Backend
+from serve.engine.groups import AdapterTurns
 from serve.engine.logprobs import token_logprob
 from serve.engine.lookup import Lookup
+from serve.engine.order import due, giving_way, in_turn, too_late
 from serve.engine.pace import Pace
 from serve.engine.prefix import MIN_SHARED, Parked, about_to_hold, adds_nothing, as_tokens, longest_prefix
 from serve.engine.request import Job, JobEvent, Running
@@ -64,6 +67,8 @@ class Scheduler:
         self._free = list(range(backend.n_seq - 1, -1, -1))
         self._hold = False  # after a request had to give way, none is admitted until another has ended
         self._pace = Pace()
+        self._turns = AdapterTurns(backend.use_adapters)
+        self._next_due = math.inf  # the next deadline of anybody
 
     @property
     def idle(self) -> bool:
@@ -80,25 +85,26 @@ class Scheduler:
 
         Raises:
             ContextLengthError: Its prompt leaves no room for one token of answer.
-            EngineBusyError: Too many wait.
+            EngineBusyError: Too many wait, or too many adapters are in use.
+            RequestError: An adapter cannot be loaded.
         """
         if len(job.prompt) >= self._backend.n_ctx:
             raise ContextLengthError(len(job.prompt), self._backend.n_ctx)
         if len(self._waiting) >= self._max_waiting:
             raise EngineBusyError(f"{len(self._waiting)} requests are waiting already.", "Try again in a moment.")
+        if job.adapters:
+            others = (*self._waiting, *self._running)
+            self._backend.load_adapters(job.adapters, {used for other in others for used in other.job.adapters})
         chain = self._backend.chain(job.sampling, job.prompt)
         text, lookup = TextStream(job.stop), Lookup(self._max_guess)
         prompt = as_tokens(job.prompt)
-        self._waiting.append(Running(job, list(job.prompt), chain, text, lookup, prompt, self._clock()))
+        request = Running(job, list(job.prompt), chain, text, lookup, prompt, self._clock())
+        self._waiting.append(request)
+        self._next_due = min(self._next_due, due(request))
 
     def cancel(self, job_id: int) -> None:
         """Forget a job, running or waiting; one that has ended is no error."""
-        for request in self._waiting:
-            if request.job.id == job_id:
-                self._waiting.remove(request)
-                request.chain.close()
-                return
-        for request in self._running:
+        for request in (*self._waiting, *self._running):
             if request.job.id == job_id:
                 self._retire(request)
                 return
@@ -110,6 +116,8 @@ class Scheduler:
             EngineError: llama.cpp failed in a way that leaves the cache unknown.
         """
         events: list[JobEvent] = []
+        if self._clock() >= self._next_due:
+            self._end_overdue(events)
         self._admit(events)
         if not self._running:
             return events
@@ -137,7 +145,7 @@ class Scheduler:
         if not self._waiting:
             return
         # A look at many would cost more than it can win: some dozen comparisons each.
-        for request in self._in_turn()[: 2 * self._n_parallel]:
+        for request in in_turn(self._waiting, self._running, self._clock())[: 2 * self._n_parallel]:
             if len(self._running) >= self._n_parallel or (self._running and self._hold):
                 return
             source, n_shared = self._prefix(request)
@@ -153,28 +161,17 @@ class Scheduler:
                 request.n_cached = request.n_past
                 events.append((request.job.id, Started(len(request.job.prompt), request.n_cached)))
 
-    def _in_turn(self) -> list[Running]:
-        """Who waits, those first whose client has the fewest requests running or before them; else by arrival."""
-        ahead = Counter(request.job.client for request in self._running)
-        if len({request.job.client for request in self._waiting}) < 2:
-            return list(self._waiting)
-        turns = []
-        for place, request in enumerate(self._waiting):
-            turns.append((ahead[request.job.client], place, request))
-            ahead[request.job.client] += 1
-        return [request for _, _, request in sorted(turns, key=lambda turn: turn[:2])]
-
     def _prefix(self, request: Running) -> tuple[Parked | Running | None, int]:
         if not self._backend.can_share or request.job.prompt_logprobs:
             return None, 0  # the prompt's own logits are wanted, so all of it is computed
         # The last token is always computed anew: its logits are needed.
-        return longest_prefix(as_tokens(request.tokens[:-1]), request.job.client, self._parked, self._running)
+        return longest_prefix(as_tokens(request.tokens[:-1]), request.job.owner, self._parked, self._running)
 
     def _should_wait(self, request: Running, n_shared: int) -> bool:
         """Whether somebody is just computing what this request begins with."""
         if not self._running or not self._backend.can_share or request.job.prompt_logprobs:
             return False
-        soon = about_to_hold(as_tokens(request.tokens[:-1]), request.job.client, self._running)
+        soon = about_to_hold(as_tokens(request.tokens[:-1]), request.job.owner, self._running)
         return soon - n_shared >= _WORTH_WAITING
 
     def _has_room(self, request: Running, n_shared: int) -> bool:
@@ -194,14 +191,15 @@ class Scheduler:
     # --- one batch -------------------------------------------------------------------------------------------------
 
     def _fill_batch(self, *, guess: bool = True) -> None:
-        """Decoding requests first, with their guesses; then slices of prompts, in order of admission."""
+        """Decoding requests first, with their guesses; then slices of prompts; all of one adapter set."""
         self._backend.clear_batch()
-        decoding = [request for request in self._running if request.decoding]
+        members = self._turns.take(self._running, self._clock())
+        decoding = [request for request in members if request.decoding]
         room = self._backend.n_batch - len(decoding)
         for request in self._running:
             request.n_batched, request.rows, request.guesses = 0, range(0), []
         for request in decoding:
-            if guess and len(self._running) <= _MAX_GUESSING:
+            if guess and len(members) <= _MAX_GUESSING:
                 request.guesses = self._guess(request, room)
                 room -= len(request.guesses)
             last = self._backend.add(
@@ -211,7 +209,7 @@ class Scheduler:
             request.rows = range(last + 1 - request.n_batched, last + 1)
         if decoding:
             room = min(room, self._pace.slice())
-        for request in self._running:
+        for request in members:
             if room and not request.decoding:
                 self._add_slice(request, min(room, request.n_pending))
                 room -= request.n_batched
@@ -236,13 +234,13 @@ class Scheduler:
         request.rows = range(last + 1 - n_logits, last + 1)
 
     def _make_room(self) -> bool:
-        """Free some of the cache: the oldest parked sequence, else the youngest request but one."""
+        """Free some of the cache: the oldest parked sequence, else a request, if it is not the only one."""
         if self._parked:
             self._evict(min(self._parked, key=lambda parked: parked.last_used))
             return True
         if len(self._running) < 2:
             return False
-        victim = max(self._running, key=lambda request: request.arrived)
+        victim = giving_way(self._running)
         log.info("the cache is full: request %d gives way after %d tokens", victim.job.id, len(victim.tokens))
         self._running.remove(victim)
         self._backend.drop(victim.seq)
@@ -341,6 +339,17 @@ class Scheduler:
 
     # --- the end of a request --------------------------------------------------------------------------------------
 
+    def _end_overdue(self, events: list[JobEvent]) -> None:
+        now = self._clock()
+        for request in (*self._waiting, *self._running):
+            if now >= due(request):
+                if request.n_generated:
+                    self._finish(request, "length", events)
+                else:
+                    self._retire(request)
+                    events.append((request.job.id, too_late(request)))
+        self._next_due = min(map(due, (*self._waiting, *self._running)), default=math.inf)
+
     def _finish(self, request: Running, reason: FinishReason, events: list[JobEvent]) -> None:
         self._tell(request, request.text.finish(), events, last=True)
         now = self._clock()
@@ -356,16 +365,19 @@ class Scheduler:
         events.append((request.job.id, Finished(reason, usage, request.text.found)))
 
     def _retire(self, request: Running) -> None:
-        """Take a request out of the running ones and park what it leaves in the cache."""
+        """Take a request out, waiting or running, and park what it leaves in the cache."""
+        request.chain.close()
+        if request.seq < 0:
+            self._waiting.remove(request)
+            return
         self._running.remove(request)
         self._hold = False
-        request.chain.close()
         if not self._backend.can_share or request.n_past < MIN_SHARED:
             self._backend.drop(request.seq)
             self._free.append(request.seq)
             return
         tokens = as_tokens(request.tokens[: request.n_past])
-        new = Parked(request.seq, tokens, request.job.client, self._clock())
+        new = Parked(request.seq, tokens, request.job.owner, self._clock())
         for old in [parked for parked in self._parked if adds_nothing(parked, new)]:
             self._evict(old)
         self._parked.append(new)

@@ -118,6 +118,11 @@ class GenerateRequest:
         constraint: What the answer must look like; it may end only where that is complete.
         answer_prefix: For chats: how the answer begins. It is put after the prompt and is not repeated.
         show_special: Texts of special tokens (``[TOOL_CALLS]``) that are part of the answer, where others are not.
+        adapters: LoRA adapters to compute with: path of the GGUF file and scale of each. ``llama`` only; the paths
+            come from the adapter store, never from a client.
+        priority: Higher ones are admitted first; who waits long catches up with them.
+        deadline: Seconds from now. A request that has no token by then is refused as by a busy engine; an answer under
+            way ends there with the reason ``length``. None waits and runs as long as it takes.
     """
 
     messages: tuple[dict[str, Any], ...] | None = None
@@ -133,6 +138,9 @@ class GenerateRequest:
     constraint: Constraint | None = None
     answer_prefix: str = ""
     show_special: tuple[str, ...] = ()
+    adapters: tuple[tuple[str, float], ...] = ()
+    priority: int = 0
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)

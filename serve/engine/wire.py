@@ -82,6 +82,7 @@ def request_from_wire(record: dict[str, Any]) -> GenerateRequest:
     fields["messages"] = None if messages is None else tuple(messages)
     fields["sampling"] = SamplingParams(**sampling)
     fields["stop"], fields["show_special"] = tuple(fields["stop"]), tuple(fields["show_special"])
+    fields["adapters"] = tuple((path, scale) for path, scale in fields["adapters"])
     fields["constraint"] = None if fields["constraint"] is None else Constraint(**fields["constraint"])
     return GenerateRequest(**fields)
 

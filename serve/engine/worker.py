@@ -144,6 +144,9 @@ class Worker:
             client=request.client,
             shown=self._model.shown(request.show_special),
             matcher=self._model.matcher(request),
+            adapters=self._model.adapters(request),
+            priority=request.priority,
+            deadline=request.deadline,
         )
         self._engine.post(partial(self._guard, job_id, partial(scheduler.submit, job)))
 
@@ -194,7 +197,10 @@ def _load(spec: EngineSpec) -> Model:
         return MLXModel(spec)
     from serve.engine.loaded import LoadedModel
 
-    return LoadedModel(spec)
+    model = LoadedModel(spec)
+    # What llama.cpp tells while it loads may explain a failure; later it tells of every change of adapters, for ever.
+    logging.getLogger("llama-cpp-python").setLevel(logging.WARNING)
+    return model
 
 
 def _run_or_die(run: Task) -> None:

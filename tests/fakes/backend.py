@@ -4,21 +4,23 @@ Any mistake in positions, sharing, batching or resuming therefore changes the te
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from serve.engine.constraint_types import TokenMatcher
+from serve.engine.request import Adapter, AdapterSet
 from serve.engine.types import SamplingParams
 
 EOG = 256
 
 
-def next_token(tokens: Sequence[int], repetitive: bool = False) -> int:
+def next_token(tokens: Sequence[int], repetitive: bool = False, adapters: AdapterSet = ()) -> int:
     """What the fake model says after ``tokens``: a letter, or now and then the end.
 
     A repetitive one forgets all but the last three tokens and knows few letters: it soon goes round in circles.
     """
+    tokens = [*tokens, *(zlib.crc32(repr(adapter).encode()) for adapter in adapters)]
     if repetitive:
         number = zlib.crc32(bytes(str(list(tokens[-3:])), "ascii"))
         return EOG if number % 97 == 0 else number % 3
@@ -26,12 +28,12 @@ def next_token(tokens: Sequence[int], repetitive: bool = False) -> int:
 
 
 def reference(
-    prompt: Sequence[int], max_tokens: int | None, n_ctx: int, repetitive: bool = False
+    prompt: Sequence[int], max_tokens: int | None, n_ctx: int, repetitive: bool = False, adapters: AdapterSet = ()
 ) -> tuple[list[int], str]:
     """What a request must get when it runs alone: its tokens, and why it ended."""
     tokens = list(prompt)
     while True:
-        tokens.append(next_token(tokens, repetitive))
+        tokens.append(next_token(tokens, repetitive, adapters))
         n = len(tokens) - len(prompt)
         if tokens[-1] == EOG:
             return tokens[len(prompt) :], "stop"
@@ -55,7 +57,7 @@ class FakeBackend:
         self, *, n_ctx: int = 64, n_batch: int = 16, n_seq: int = 8, can_share: bool = True, repetitive: bool = False
     ) -> None:
         self.n_ctx, self.n_batch, self.n_seq, self.can_share = n_ctx, n_batch, n_seq, can_share
-        self.cells: dict[int, list[tuple[int, int]]] = {}  # seq -> (cell id, token)
+        self.cells: dict[int, list[tuple[int, int, AdapterSet]]] = {}  # seq -> (cell id, token, computed with)
         self.rows: list[tuple[int, int, int, bool]] = []  # token, position, seq, logits
         self.repetitive = repetitive
         self.outputs: dict[int, int] = {}
@@ -63,6 +65,18 @@ class FakeBackend:
         self.n_decodes = 0
         self.widest = 0
         self._next_cell = 0
+        self.adapters: AdapterSet = ()
+        self.loaded: set[Adapter] = set()
+        self.n_changes = 0
+
+    def load_adapters(self, adapters: AdapterSet, in_use: Collection[Adapter]) -> None:
+        self.loaded.intersection_update(in_use)
+        self.loaded.update(adapters)
+
+    def use_adapters(self, adapters: AdapterSet) -> None:
+        assert self.loaded.issuperset(adapters), "not in memory"
+        self.n_changes += adapters != self.adapters
+        self.adapters = adapters
 
     def clear_batch(self) -> None:
         self.rows = []
@@ -79,7 +93,7 @@ class FakeBackend:
     def decode(self) -> int:
         assert self.rows, "an empty batch"
         self.outputs = {}
-        used = len({cell for cells in self.cells.values() for cell, _ in cells})
+        used = len({cell for cells in self.cells.values() for cell, _, _ in cells})
         if used + len(self.rows) > self.n_ctx:
             return 1
         self.n_decodes += 1
@@ -87,10 +101,11 @@ class FakeBackend:
         for row, (token, pos, seq, logits) in enumerate(self.rows):
             cells = self.cells.setdefault(seq, [])
             assert pos == len(cells), f"sequence {seq} holds {len(cells)} tokens, position {pos} was given"
-            cells.append((self._next_cell, token))
+            assert all(adapters == self.adapters for _, _, adapters in cells), "computed with other adapters"
+            cells.append((self._next_cell, token, self.adapters))
             self._next_cell += 1
             if logits:
-                self.outputs[row] = next_token([token for _, token in cells], self.repetitive)
+                self.outputs[row] = next_token([token for _, token, _ in cells], self.repetitive, self.adapters)
         return 0
 
     def share(self, source: int, target: int, n: int) -> bool:

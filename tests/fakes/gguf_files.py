@@ -7,6 +7,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from localllm.gguf_header import read_gguf_header
+
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -108,6 +110,59 @@ def write_tiny_gguf(
         matrix(f"{block}.ffn_down.weight", n_embd, n_ff)
     norm("output_norm.weight")
     matrix("output.weight", len(tokens), n_embd)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_tiny_lora(
+    path: Path,
+    base: Path,
+    *,
+    seed: int = 0,
+    rank: int = 4,
+    alpha: float = 8.0,
+    size: float = 1.0,
+    names: Sequence[str] = ("attn_q", "attn_v", "ffn_down"),
+    architecture: str = "llama",
+    extra: Mapping[str, int | float | bool | str | list[int]] | None = None,
+) -> Path:
+    """Write a LoRA adapter of random weights for the model ``base``, in all of its layers.
+
+    Args:
+        path: Where to write.
+        base: Its GGUF file.
+        seed: Of the weights.
+        rank: Of each pair.
+        alpha: The scale is alpha / rank.
+        size: What the weights are multiplied by; 1 changes the answers beyond recognition.
+        names: The matrices of a layer that are changed, or full names of others (``token_embd.weight``).
+        architecture: What the file says it is for.
+        extra: More metadata, by full key.
+
+    Returns:
+        ``path``.
+    """
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for key, value in (extra or {}).items():
+        _add(writer, key, value)
+    rng = np.random.default_rng(seed)
+    for tensor in read_gguf_header(base).tensors:
+        if not any(tensor.name == name or tensor.name.endswith(f".{name}.weight") for name in names):
+            continue
+        columns, rows = tensor.shape
+        if tensor.name == "token_embd.weight":
+            shape_a, shape_b = (rows, rank), (columns, rank)
+        else:
+            shape_a, shape_b = (rank, columns), (rows, rank)
+        for half, shape in (("lora_a", shape_a), ("lora_b", shape_b)):
+            weights = rng.normal(0.0, size * columns**-0.25, shape).astype(np.float32)
+            writer.add_tensor(f"{tensor.name}.{half}", weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -93,6 +93,30 @@ def test_clients_take_turns(make):
     assert order == [0, 4, 1, 2, 3]
 
 
+def test_higher_priorities_are_admitted_first(make):
+    scheduler = make(n_parallel=1)
+    for number, priority in enumerate([0, -1, 2]):
+        scheduler.submit(job(number, max_tokens=2, priority=priority))
+    assert [number for number, event in run(scheduler) if isinstance(event, Started)] == [2, 0, 1]
+
+
+def test_deadlines_end_answers_and_refuse_who_has_not_begun(make):
+    now = 0.0
+    scheduler = make(n_parallel=1, clock=lambda: now)
+    scheduler.submit(job(0, max_tokens=100, deadline=5.0))
+    scheduler.submit(job(1, deadline=4.0))
+    events = run(scheduler, steps=8)
+    now = 4.5
+    events += run(scheduler, steps=1)
+    assert kinds(events, 1) == [EngineBusyError]
+    now = 5.0
+    events += run(scheduler, steps=1)
+    [end] = [event for number, event in events if number == 0 and isinstance(event, Finished)]
+    assert end.reason == "length"
+    assert 0 < end.usage.n_completion == n_told(events, 0) < 100
+    assert scheduler.idle
+
+
 def test_a_long_prompt_comes_in_slices_while_others_decode(make):
     scheduler = make(n_ctx=2048, n_batch=512, clock=lambda: 0.0)  # nothing can be measured
     scheduler.submit(job(0, max_tokens=60))

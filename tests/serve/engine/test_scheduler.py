@@ -1,13 +1,14 @@
 """The scheduler on a model whose every token depends on the whole sequence before it."""
 
 import math
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localllm.errors import ContextLengthError, EngineBusyError, EngineError
-from serve.engine.request import Job
+from serve.engine.request import Adapter, Job
 from serve.engine.scheduler import Scheduler
 from serve.engine.types import Delta, Finished, PromptLogprobs, SamplingParams, Started
 from tests.fakes.backend import EOG, FakeBackend, reference
@@ -39,6 +40,7 @@ def expected_text(prompt, max_tokens, n_ctx, repetitive=False):
     return "".join(chr(t) for t in tokens if t != EOG)
 
 
+ADAPTED = (Adapter("a", "", 1, 0.5),)
 requests = st.lists(
     st.tuples(
         st.lists(st.integers(0, 3), min_size=1, max_size=40),  # few distinct tokens: many shared prefixes
@@ -59,16 +61,22 @@ requests = st.lists(
     can_share=st.booleans(),
     max_guess=st.sampled_from([0, 1, 8]),
     repetitive=st.booleans(),
+    sets=st.sampled_from([[()], [(), ADAPTED], [(), ADAPTED, (*ADAPTED, Adapter("b", "", 1))]]),
 )
-def test_every_request_gets_the_text_it_would_get_alone(requests, n_ctx, n_parallel, can_share, max_guess, repetitive):
+def test_every_request_gets_the_text_it_would_get_alone(
+    requests, n_ctx, n_parallel, can_share, max_guess, repetitive, sets
+):
     n_seq = n_parallel + 3 if can_share else n_parallel
     backend = FakeBackend(n_ctx=n_ctx, n_batch=16, n_seq=n_seq, can_share=can_share, repetitive=repetitive)
-    scheduler = Scheduler(backend, n_parallel=n_parallel, max_guess=max_guess)
+    clock = count(0, 0.05).__next__  # a turn of one adapter set takes some steps
+    scheduler = Scheduler(backend, n_parallel=n_parallel, max_guess=max_guess, clock=clock)
     events, cancelled, step = [], set(), 0
     while step <= 61 or not scheduler.idle:
         for i, (prompt, max_tokens, arrives, cancels) in enumerate(requests):
             if arrives == step:
-                scheduler.submit(job(i, prompt, max_tokens, client="ab"[i % 2]))
+                scheduler.submit(
+                    job(i, prompt, max_tokens, client="ab"[i % 2], adapters=sets[i % 3 % len(sets)], priority=i % 2)
+                )
             if cancels is not None and arrives + cancels == step:
                 scheduler.cancel(i)
                 cancelled.add(i)
@@ -80,10 +88,10 @@ def test_every_request_gets_the_text_it_would_get_alone(requests, n_ctx, n_paral
     for i, (prompt, max_tokens, _, _) in enumerate(requests):
         if i in cancelled and i not in ends:
             continue
-        tokens, reason = reference(prompt, max_tokens, n_ctx, repetitive)
+        tokens, reason = reference(prompt, max_tokens, n_ctx, repetitive, sets[i % 3 % len(sets)])
         assert ends[i].reason == reason
         assert ends[i].usage.n_completion == len(tokens)
-        assert text_of(events, i) == expected_text(prompt, max_tokens, n_ctx, repetitive)
+        assert text_of(events, i) == "".join(chr(t) for t in tokens if t != EOG)
     assert all(chain.closed for chain in backend.chains)
     assert scheduler.n_free + len(backend.cells) == n_seq, "a sequence leaked"
 

@@ -35,6 +35,7 @@ def through(message):
     "request_",
     [
         GenerateRequest(messages=({"role": "user", "content": "ü\x00\n🦙"},), stop=("a", "b"), max_tokens=3),
+        GenerateRequest(prompt="t", adapters=(("a.gguf", 0.5), ("b.gguf", 1.0)), priority=-2, deadline=1.5),
         GenerateRequest(prompt="text", sampling=SamplingParams(temperature=0, seed=0)),
         GenerateRequest(prompt=(1, 2, 3), template_args={"enable_thinking": False}, n_logprobs=0, client="k"),
         GenerateRequest(prompt="x", sampling=SamplingParams(logit_bias=((3, -100.0), (4, 1.5))), prompt_logprobs=True),
