@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads; 0 chooses by the machine")
     parser.add_argument("--gpu-layers", type=int, help="layers on the GPU; -1 is all of them, 0 none")
     parser.add_argument("--kv-type", choices=("f16", "q8_0"), help="of the KV cache; q8_0 takes half the memory (f16)")
-    parser.add_argument("--guess", type=int, help="tokens guessed at once from the text so far (8); 0 never guesses")
+    parser.add_argument("--guess", type=int, help="tokens guessed at once from the text so far (24); 0 never guesses")
     parser.add_argument(
         "--api-key",
         help="clients must send this key; better use `localllm keys`, or LOCALLLM_API_KEY: no process list shows those",

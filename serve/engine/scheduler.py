@@ -20,6 +20,7 @@ from serve.engine.order import due, giving_way, in_turn, too_late
 from serve.engine.pace import Pace
 from serve.engine.prefix import MIN_SHARED, Parked, about_to_hold, adds_nothing, as_tokens, longest_prefix
 from serve.engine.request import Job, JobEvent, Running
+from serve.engine.speculation import Speculation
 from serve.engine.text import TextStream
 from serve.engine.types import Delta, Finished, FinishReason, PromptLogprobs, Started, TokenLogprob, Usage
 
@@ -29,10 +30,6 @@ log = logging.getLogger(__name__)
 _HEADROOM = 32
 # A request waits for another one's prompt when at least this many tokens more can then be shared.
 _WORTH_WAITING = 64
-# Past this many requests a batch keeps the cores busy without guesses.
-_MAX_GUESSING = 4
-# Tokens that a grammar forces are decoded together, this many at once.
-_MAX_FORCED = 32
 
 
 class Scheduler:
@@ -59,7 +56,7 @@ class Scheduler:
         self._n_parallel = n_parallel
         self._max_waiting = max_waiting
         # A state that cannot drop its tail cannot take a wrong guess back.
-        self._max_guess = max_guess if backend.can_share else 0
+        self._speculation = Speculation(max_guess if backend.can_share else 0)
         self._clock = clock
         self._waiting: deque[Running] = deque()
         self._running: list[Running] = []
@@ -96,7 +93,7 @@ class Scheduler:
             others = (*self._waiting, *self._running)
             self._backend.load_adapters(job.adapters, {used for other in others for used in other.job.adapters})
         chain = self._backend.chain(job.sampling, job.prompt)
-        text, lookup = TextStream(job.stop), Lookup(self._max_guess)
+        text, lookup = TextStream(job.stop), Lookup()
         prompt = as_tokens(job.prompt)
         request = Running(job, list(job.prompt), chain, text, lookup, prompt, self._clock())
         self._waiting.append(request)
@@ -133,10 +130,14 @@ class Scheduler:
             raise EngineError(f"llama.cpp could not decode a batch (code {code}).")
         batched = [request for request in self._running if request.n_batched]
         n_decoding = sum(request.decoding for request in batched)
+        n_rows = sum(request.n_batched for request in batched)
         n_prefill = sum(request.n_batched for request in batched if not request.decoding)
         for request in batched:
             self._advance(request, events)
-        self._pace.learn(n_decoding, n_prefill, self._clock() - began)
+        seconds = self._clock() - began
+        self._pace.learn(n_decoding, n_prefill, seconds)
+        if not n_prefill:
+            self._speculation.learn(n_rows, seconds)
         return events
 
     # --- admission -------------------------------------------------------------------------------------------------
@@ -198,10 +199,10 @@ class Scheduler:
         room = self._backend.n_batch - len(decoding)
         for request in self._running:
             request.n_batched, request.rows, request.guesses = 0, range(0), []
+        if guess:
+            self._speculation.guess(decoding, room, self._backend.n_ctx)
         for request in decoding:
-            if guess and len(members) <= _MAX_GUESSING:
-                request.guesses = self._guess(request, room)
-                room -= len(request.guesses)
+            room -= len(request.guesses)
             last = self._backend.add(
                 [request.tokens[-1], *request.guesses], request.n_past, request.seq, logits=1 + len(request.guesses)
             )
@@ -213,17 +214,6 @@ class Scheduler:
             if room and not request.decoding:
                 self._add_slice(request, min(room, request.n_pending))
                 room -= request.n_batched
-
-    def _guess(self, request: Running, room: int) -> list[int]:
-        n_left = self._backend.n_ctx - len(request.tokens)
-        if request.n_left is not None:
-            n_left = min(n_left, request.n_left)
-        room = min(room, n_left - 1)
-        if self._max_guess and request.job.matcher is not None:
-            # What a grammar forces (names in a JSON object) is nearly always right. What the text suggests is not: the
-            # names stand in the prompt's schema too, and something else follows them there.
-            return request.job.matcher.forced()[: max(0, min(room, _MAX_FORCED))]
-        return request.lookup.guess(request.tokens, room)
 
     def _add_slice(self, request: Running, n: int) -> None:
         piece = request.tokens[request.n_past : request.n_past + n]
@@ -278,11 +268,9 @@ class Scheduler:
             if place < len(request.guesses) and token != request.guesses[place]:
                 self._take_back(request, place)
                 return
-        request.lookup.learn(len(request.guesses), len(request.guesses))
 
     def _take_back(self, request: Running, n_right: int) -> None:
         """Forget the guesses after the first ``n_right``."""
-        request.lookup.learn(len(request.guesses), n_right)
         if n_right < len(request.guesses):
             request.n_past -= len(request.guesses) - n_right
             self._backend.drop(request.seq, request.n_past)

@@ -39,7 +39,7 @@ class EngineSpec:
     n_gpu_layers: int = -1
     flash_attn: bool | None = None
     kv_type: Literal["f16", "q8_0"] = "f16"
-    n_guess: int = 8
+    n_guess: int = 24
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def test_every_request_gets_the_text_it_would_get_alone(
 ):
     n_seq = n_parallel + 3 if can_share else n_parallel
     backend = FakeBackend(n_ctx=n_ctx, n_batch=16, n_seq=n_seq, can_share=can_share, repetitive=repetitive)
-    clock = count(0, 0.05).__next__  # a turn of one adapter set takes some steps
+    # By this clock a turn of one adapter set takes some steps, and steps of any width take the same time.
+    clock = count(0, 0.05).__next__
     scheduler = Scheduler(backend, n_parallel=n_parallel, max_guess=max_guess, clock=clock)
     events, cancelled, step = [], set(), 0
     while step <= 61 or not scheduler.idle:
@@ -217,7 +218,7 @@ def test_guesses_save_steps_and_change_nothing():
     steps, texts = {}, {}
     for max_guess in (0, 8):
         backend = FakeBackend(n_ctx=256, repetitive=True)
-        scheduler = Scheduler(backend, n_parallel=1, max_guess=max_guess)
+        scheduler = Scheduler(backend, n_parallel=1, max_guess=max_guess, clock=count().__next__)
         scheduler.submit(job(0, prompt, max_tokens=60))
         texts[max_guess] = text_of(run(scheduler), 0)
         steps[max_guess] = backend.n_decodes
