@@ -184,14 +184,12 @@ def find_model(store: "ModelStore", name: str) -> "Manifest":
         if input().strip().lower() not in ("", "y", "yes"):
             raise
     # Deferred: the sources bring subprocess and zipfile (20 ms), and this happens once.
-    from app.cli.pull import Reporter
-    from localllm.models.pull import pull
+    from app.cli.follow_job import run_job
+    from app.cli.pull import PullView
+    from localllm.models.pull_job import pull_spec
 
-    reporter = Reporter()
-    try:
-        return pull(name, store, progress=reporter)
-    finally:
-        reporter.close()
+    run_job(store.home, pull_spec(name), show=lambda _: None, view=PullView())
+    return store.resolve(name)
 
 
 async def answer_once(

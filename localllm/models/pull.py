@@ -16,7 +16,7 @@ from localllm.models.store import ModelStore
 from localllm.models.transfer import PullProgress, Report, require_room
 from localllm.paths import DIR_MODE, FILE_MODE
 
-__all__ = ["PullProgress", "pull"]
+__all__ = ["PullProgress", "find_pulled", "pull"]
 
 
 def pull(
@@ -48,9 +48,7 @@ def pull(
         InvalidModelError: What arrived is no model.
     """
     report: Report = progress or (lambda _: None)
-    alias = ALIASES.get(source.strip().lower())
-    wanted = parse_model_name(as_name) if as_name else alias.name if alias else None
-    parsed = parse_source(alias.source if alias else source)
+    alias, parsed, wanted = _parse(source, as_name)
     store.home.ensure()
     workspace = store.workspace
     workspace.clean()
@@ -68,6 +66,22 @@ def pull(
         # Gone when it has become the model; what is left of it belongs to a model that was here already.
         workspace.discard(work)
         return manifest
+
+
+def find_pulled(source: str, store: ModelStore, *, as_name: str | None = None) -> Manifest | None:
+    """The model that :func:`pull` would return at once, because it is here already.
+
+    Raises:
+        UsageError: ``source`` or ``as_name`` is malformed.
+    """
+    alias, parsed, wanted = _parse(source, as_name)
+    return _find(store, parsed, wanted, alias)
+
+
+def _parse(source: str, as_name: str | None) -> tuple[Alias | None, Source, ModelName | None]:
+    alias = ALIASES.get(source.strip().lower())
+    wanted = parse_model_name(as_name) if as_name else alias.name if alias else None
+    return alias, parse_source(alias.source if alias else source), wanted
 
 
 def _find(store: ModelStore, source: Source, wanted: ModelName | None, alias: Alias | None) -> Manifest | None:

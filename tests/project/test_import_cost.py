@@ -22,7 +22,7 @@ def test_no_model_library_is_imported(module):
     assert modules_after(f"import {module}").isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("command", ["chat", "pull", "models", "serve", "doctor", "tui"])
+@pytest.mark.parametrize("command", ["chat", "pull", "models", "serve", "jobs", "doctor", "tui"])
 def test_command_modules_import_no_library_that_costs_time(command):
     assert modules_after(f"import app.cli.{command}").isdisjoint({*HEAVY, "textual", "httpx2", "starlette", "uvicorn"})
 

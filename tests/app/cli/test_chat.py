@@ -109,11 +109,17 @@ def test_a_person_may_decline_the_starter(monkeypatch):
 
 
 def test_a_person_may_have_the_starter_fetched(monkeypatch, capsys):
-    pulled = []
-    monkeypatch.setattr("localllm.models.pull.pull", lambda source, store, progress: pulled.append(source) or STARTER)
+    store, pulled = Store(), []
+    store.home = None
+
+    def run_job(home, spec, *, show, view):
+        pulled.append(spec.arguments["source"])
+        store.names = ("starter",)
+
+    monkeypatch.setattr("app.cli.follow_job.run_job", run_job)
     monkeypatch.setattr("sys.stdin", Terminal("\n"))
     monkeypatch.setattr("sys.stderr", Terminal())
-    assert find_model(Store(), "starter") == STARTER
+    assert find_model(store, "starter") == STARTER
     assert pulled == ["starter"]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from app.cli.main import main
 from app.cli.models import human_count
+from localllm.jobs.store import JobStore
 from localllm.models.store import ModelStore
 from tests.fakes.gguf_files import write_tiny_gguf, write_tiny_lora
 from tests.fakes.hub import FakeHub, FakeRepository
@@ -180,6 +181,10 @@ def test_killed_in_the_middle_then_pulled_again(home, slow_hub, tiny):
         wait_until(lambda: any(part.stat().st_size == 30_000 for part in home.partial.rglob("*.part")))
         first.kill()
         first.communicate()
+        (job,) = JobStore(home).list()
+        assert job.alive, "the job outlives the command that was killed"
+        os.killpg(job.status().pid, signal.SIGKILL)
+        wait_until(lambda: not job.alive)
         assert ModelStore(home).list() == []
         hub.requests.clear()
         again = start(hub, "pull", "acme/tiny-GGUF")
@@ -205,6 +210,23 @@ def test_two_processes_fetch_once(home, slow_hub):
         assert len(hub.downloads()) == 1
 
 
+def test_a_pull_that_is_not_waited_for(home, slow_hub, capsys, monkeypatch):
+    with slow_hub as hub:
+        hub.gate.clear()
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        assert main(["pull", "acme/tiny-GGUF", "--detach"]) == 0
+        out, err = capsys.readouterr()
+        job = JobStore(home).get(out.strip())
+        assert f"jobs watch {job.id}" in err
+        wait_until(lambda: len(hub.downloads()) == 1)
+        hub.gate.set()
+        wait_until(lambda: not job.alive)
+    assert job.status().result["name"] == "tiny:q4_k_m"
+    assert main(["pull", "acme/tiny-GGUF"]) == 0
+    assert capsys.readouterr().out.endswith("already here\n")
+    assert len(JobStore(home).list()) == 1, "what is here needs no job"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_interrupted(home, slow_hub, number, code):
     with slow_hub as hub:
@@ -216,6 +238,8 @@ def test_interrupted(home, slow_hub, number, code):
     assert process.returncode == code
     assert "Traceback" not in err
     assert ModelStore(home).list() == []
+    (job,) = JobStore(home).list()
+    assert (job.alive, job.status().state) == (False, "cancelled")
 
 
 def test_a_disk_that_fills_up_leaves_nothing(home, slow_hub):

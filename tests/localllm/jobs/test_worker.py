@@ -13,7 +13,7 @@ from localllm.jobs.events import Cancelled, Checkpoint, Done, Failed, Message, S
 from localllm.jobs.record import JobSpec, read_status
 from localllm.jobs.store import JobStore
 from localllm.jobs.worker import PACKAGES, find_entry
-from tests.localllm.jobs.conftest import ROOT, ended, running, wait_until
+from tests.fakes.jobs import ROOT, ended, running, wait_until
 
 
 def states(job):
