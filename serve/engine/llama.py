@@ -47,12 +47,16 @@ class LlamaModel:
             )
         self.vocab = lib.llama_model_get_vocab(self.handle)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self.vocab)
-        self.n_embd: int = lib.llama_model_n_embd(self.handle)
+        self.n_embd_out: int = lib.llama_model_n_embd_out(self.handle)
+        self.n_cls_out: int = lib.llama_model_n_cls_out(self.handle)
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self.handle)
         self.n_swa: int = lib.llama_model_n_swa(self.handle)
         self.add_bos: bool = lib.llama_vocab_get_add_bos(self.vocab)
+        self.add_eos: bool = lib.llama_vocab_get_add_eos(self.vocab)
+        self.add_sep: bool = lib.llama_vocab_get_add_sep(self.vocab)
         self.bos: int = lib.llama_vocab_bos(self.vocab)
         self.eos: int = lib.llama_vocab_eos(self.vocab)
+        self.sep: int = lib.llama_vocab_sep(self.vocab)
         self.is_recurrent: bool = lib.llama_model_is_recurrent(self.handle) or lib.llama_model_is_hybrid(self.handle)
         self.has_decoder: bool = lib.llama_model_has_decoder(self.handle)
         self._pieces: dict[int, bytes] = {}
@@ -269,14 +273,17 @@ class LlamaContext:
         """The smallest position that ``seq`` still holds; -1 when it holds none."""
         return int(lib.llama_memory_seq_pos_min(self._memory, seq))
 
-    def embedding(self, seq: int, n_embd: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The pooled embedding of ``seq``, float32 of shape (n_embd,), L2 norm 1 (a zero vector stays zero)."""
+    def pooled(self, seq: int, n_out: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The pooled output of ``seq`` as the model gives it, float32 of shape (n_out,).
+
+        Args:
+            seq: A sequence of the last batch.
+            n_out: Width of an embedding; for pooling by rank the number of the model's classes.
+        """
         pointer = lib.llama_get_embeddings_seq(self.handle, seq)
         if not pointer:
-            raise RequestError("This model gives no embeddings.")
-        vector = np.ctypeslib.as_array(pointer, shape=(n_embd,)).astype(np.float32)
-        norm = float(np.linalg.norm(vector))
-        return vector / norm if norm > 0 else vector
+            raise RequestError("This model gives no embeddings.", param="model")
+        return np.ctypeslib.as_array(pointer, shape=(n_out,)).astype(np.float32)
 
     def clear(self) -> None:
         """Empty the cache."""

@@ -1,10 +1,9 @@
 """An MLX model in memory, behind the same interface as a GGUF one: a directory of safetensors, run by mlx-lm."""
 
 import os
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from localllm.errors import EngineLoadError, RequestError
 from localllm.machine import read_machine
@@ -12,11 +11,12 @@ from serve.engine.mlx_vocabulary import load_vocabulary
 from serve.engine.mlx_weights import Weights, prepare_process
 from serve.engine.request import AdapterSet
 from serve.engine.text_model import ChatFormat, TextModel
-from serve.engine.types import Embeddings, EngineInfo, EngineSpec, GenerateRequest
+from serve.engine.types import EngineInfo, EngineSpec, GenerateRequest
 from serve.toolcalls.formats import tool_format
 
 if TYPE_CHECKING:
     from serve.engine.constraints import GrammarVocabulary
+    from serve.engine.model import Pooling
 
 
 class MLXModel(TextModel):
@@ -52,7 +52,7 @@ class MLXModel(TextModel):
         self.scheduler = MLXScheduler(
             weights, self._vocabulary, n_ctx=n_ctx, n_batch=spec.n_batch, n_parallel=spec.n_parallel
         )
-        self.n_ctx_embedding = n_ctx
+        self.pooling: Pooling | None = None  # mlx-lm's models give no hidden states
         self.info = EngineInfo(
             architecture=weights.architecture,
             n_ctx=n_ctx,
@@ -70,17 +70,6 @@ class MLXModel(TextModel):
         if request.adapters:
             raise RequestError("MLX cannot change adapters from one request to the next.", param="adapters")
         return ()
-
-    def tokenize_for_embedding(self, item: str | Sequence[int]) -> NoReturn:  # noqa: ARG002 - the interface's own
-        """Refuse: mlx-lm's models give no hidden states."""
-        raise RequestError(
-            "This model is served by MLX, which makes no embeddings here.", "Use a GGUF model for embeddings.", "model"
-        )
-
-    def embed(self, inputs: Sequence[Sequence[int]]) -> Embeddings:
-        """Nothing for no inputs; others were refused before."""
-        assert not inputs
-        return Embeddings((), 0)
 
     @cached_property
     def _grammars(self) -> "GrammarVocabulary":

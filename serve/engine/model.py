@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from serve.engine.constraint_types import TokenMatcher
+from serve.engine.pooled import PooledJob, PooledQueue
 from serve.engine.request import AdapterSet, Job, JobEvent
-from serve.engine.types import Embeddings, EngineInfo, GenerateRequest
+from serve.engine.types import EngineInfo, GenerateRequest
 
 
 class Batching(Protocol):
@@ -31,6 +32,30 @@ class Batching(Protocol):
         """One step for every running job; the events of all jobs it touched."""
 
 
+class Pooling(Protocol):
+    """Makes embeddings and scores."""
+
+    @property
+    def queue(self) -> PooledQueue:
+        """Runs the jobs; used by the engine thread only."""
+
+    def embed_job(self, job_id: int, inputs: Sequence[str | Sequence[int]]) -> PooledJob:
+        """A job that embeds texts or token ids.
+
+        Raises:
+            RequestError: An empty input, a token id outside the vocabulary, or a model that makes no embeddings.
+            ContextLengthError: An input is too long.
+        """
+
+    def rerank_job(self, job_id: int, query: str, documents: Sequence[str]) -> PooledJob:
+        """A job that scores documents.
+
+        Raises:
+            RequestError: A model that was made to generate text, or an empty text.
+            ContextLengthError: The query and a document are too long.
+        """
+
+
 class Model(Protocol):
     """A model in memory."""
 
@@ -43,8 +68,8 @@ class Model(Protocol):
         """Runs its jobs; None for a model that makes embeddings only."""
 
     @property
-    def n_ctx_embedding(self) -> int:
-        """Tokens of the longest input that can be embedded."""
+    def pooling(self) -> Pooling | None:
+        """Makes embeddings and scores; None for an engine that can do neither."""
 
     def tokenize(self, request: GenerateRequest) -> Sequence[int]:
         """The prompt's token ids.
@@ -79,13 +104,3 @@ class Model(Protocol):
         Raises:
             RequestError: An id is outside the vocabulary.
         """
-
-    def tokenize_for_embedding(self, item: str | Sequence[int]) -> Sequence[int]:
-        """The token ids of one input of :meth:`embed`.
-
-        Raises:
-            RequestError: An empty input, a token id outside the vocabulary, or an engine that makes no embeddings.
-        """
-
-    def embed(self, inputs: Sequence[Sequence[int]]) -> Embeddings:
-        """Embed tokenized inputs. Engine thread only."""

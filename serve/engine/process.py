@@ -24,6 +24,7 @@ from serve.engine.types import (
     Finished,
     GenerateEvent,
     GenerateRequest,
+    Scores,
 )
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class ProcessEngine:
                 if isinstance(event, LocalLLMError):
                     finished = True
                     raise event
-                assert not isinstance(event, Embeddings | wire.Reply)
+                assert not isinstance(event, Embeddings | Scores | wire.Reply)
                 finished = isinstance(event, Finished)
                 yield event
         finally:
@@ -87,6 +88,18 @@ class ProcessEngine:
         event = await self._ask({"op": "embed", "inputs": plain})
         assert isinstance(event, Embeddings)
         return event
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
+        """As in :class:`serve.engine.types.Engine`."""
+        event = await self._ask({"op": "rerank", "query": query, "documents": list(documents)})
+        assert isinstance(event, Scores)
+        return event
+
+    async def prompt_tokens(self, request: GenerateRequest) -> list[int]:
+        """As in :class:`serve.engine.types.Engine`."""
+        event = await self._ask({"op": "prompt_tokens", "request": wire.request_to_wire(request)})
+        assert isinstance(event, wire.Reply)
+        return list(event.value)
 
     async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """As in :class:`serve.engine.types.Engine`."""
@@ -113,11 +126,13 @@ class ProcessEngine:
     async def _ask(self, message: dict[str, Any]) -> wire.Event:
         """Send a question that has one answer; return it, or raise the error that it is."""
         job_id, events = self._open_job()
+        answered = False
         try:
             await self._send({**message, "id": job_id})
             event = await events.get()
+            answered = True
         finally:
-            self._close_job(job_id, cancel=False)
+            self._close_job(job_id, cancel=not answered)
         if isinstance(event, LocalLLMError):
             raise event
         return event

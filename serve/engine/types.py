@@ -51,7 +51,7 @@ class EngineInfo:
         n_ctx: Tokens that one request may use: prompt and answer together.
         n_ctx_train: Context length in training.
         n_vocab: Size of the vocabulary.
-        n_embd: Width of an embedding.
+        n_embd: Width of an embedding, as :meth:`Engine.embed` gives it.
         n_threads: CPU threads in use.
         has_chat_template: The file carries a chat template.
         pid: Process id of the engine's process.
@@ -241,6 +241,20 @@ class Embeddings:
     n_tokens: int
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How well documents suit a query.
+
+    Attributes:
+        values: One a document, in the documents' order: a reranker's own score (its scale is the model's), or the
+            cosine with the query's embedding.
+        n_tokens: Tokens that were read.
+    """
+
+    values: tuple[float, ...]
+    n_tokens: int
+
+
 class Engine(Protocol):
     """A loaded model, as the server sees it."""
 
@@ -269,6 +283,21 @@ class Engine(Protocol):
 
         Raises:
             ContextLengthError, RequestError, EngineDiedError: As for :meth:`generate`.
+        """
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
+        """Score documents by a reranker's own judgement, or by the cosine of an embedding model's vectors.
+
+        Raises:
+            ContextLengthError, RequestError, EngineDiedError: As for :meth:`generate`; a model that was made to
+                generate text is refused.
+        """
+
+    async def prompt_tokens(self, request: GenerateRequest) -> list[int]:
+        """The token ids of the prompt that :meth:`generate` would begin with, without generating anything.
+
+        Raises:
+            RequestError, EngineDiedError: As for :meth:`generate`.
         """
 
     async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:

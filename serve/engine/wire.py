@@ -1,8 +1,8 @@
 """The pipe between the server and an engine's process: frames of JSON, one a step with all that happened in it.
 
 A frame is a 4-byte little-endian length and that many bytes of JSON. The server sends ``{"op": …}`` with one of
-``generate``, ``embed``, ``tokenize``, ``detokenize``, ``cancel``, ``close``; the engine answers ``{"ready": {…}}`` or
-``{"failed": […]}`` once, then ``{"events": […]}``.
+``generate``, ``prompt_tokens``, ``embed``, ``rerank``, ``tokenize``, ``detokenize``, ``cancel``, ``close``; the engine
+answers ``{"ready": {…}}`` or ``{"failed": […]}`` once, then ``{"events": […]}``.
 """
 
 import json
@@ -27,6 +27,7 @@ from serve.engine.types import (
     GenerateRequest,
     PromptLogprobs,
     SamplingParams,
+    Scores,
     Started,
     TokenLogprob,
     Usage,
@@ -45,7 +46,7 @@ class Reply:
     value: Any
 
 
-Event = Started | PromptLogprobs | Delta | Finished | Embeddings | Reply | LocalLLMError
+Event = Started | PromptLogprobs | Delta | Finished | Embeddings | Scores | Reply | LocalLLMError
 
 # Errors that cross the pipe as themselves; any other one is a bug in the engine and ends its process.
 _ERRORS: dict[str, type[LocalLLMError]] = {
@@ -102,6 +103,8 @@ def event_to_wire(job_id: int, event: Event) -> list[Any]:
             return [job_id, "f", reason, asdict(usage), stop]
         case Embeddings(vectors, n_tokens):
             return [job_id, "v", vectors, n_tokens]
+        case Scores(values, n_tokens):
+            return [job_id, "k", values, n_tokens]
         case Reply(value):
             return [job_id, "r", value]
         case LocalLLMError():
@@ -125,6 +128,8 @@ def event_from_wire(record: list[Any]) -> tuple[int, Event]:
             return job_id, Finished(reason, Usage(**usage), stop)
         case [job_id, "v", vectors, n_tokens]:
             return job_id, Embeddings(tuple(tuple(vector) for vector in vectors), n_tokens)
+        case [job_id, "k", values, n_tokens]:
+            return job_id, Scores(tuple(values), n_tokens)
         case [job_id, "e", *error]:
             return job_id, error_from_wire(error)
     raise ValueError(f"unknown event {record[1:2]!r:.20}")  # not the text in it: this is logged

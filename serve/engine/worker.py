@@ -12,14 +12,15 @@ import resource
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from localllm.errors import ContextLengthError, LocalLLMError, RequestError
+from localllm.errors import LocalLLMError, RequestError
 from serve.engine import wire
-from serve.engine.model import Model
+from serve.engine.model import Model, Pooling
 from serve.engine.outbox import Outbox
 from serve.engine.request import Job, JobEvent
 from serve.engine.types import EngineSpec, GenerateRequest
@@ -72,10 +73,9 @@ class EngineThread:
 
     def run(self) -> None:
         """Until None is posted. An error that is no LocalLLMError is a bug: it ends the process."""
-        scheduler = self._model.scheduler
         while True:
             try:
-                task = self._inbox.get(block=scheduler is None or scheduler.idle)
+                task = self._inbox.get(block=self._idle)
             except queue.Empty:
                 pass
             else:
@@ -83,8 +83,24 @@ class EngineThread:
                     return
                 task()
                 continue
-            assert scheduler is not None
+            self._step()
+
+    @property
+    def _idle(self) -> bool:
+        scheduler, pooling = self._model.scheduler, self._model.pooling
+        return (scheduler is None or scheduler.idle) and (pooling is None or pooling.queue.idle)
+
+    def _step(self) -> None:
+        """A step of the scheduler, then a slice of embeddings or scores, where there are any to make."""
+        scheduler, pooling = self._model.scheduler, self._model.pooling
+        seconds: float | None = None
+        if scheduler is not None and not scheduler.idle:
+            began = time.perf_counter()
             self._outbox.put(scheduler.step())
+            seconds = time.perf_counter() - began
+        if pooling is not None and not pooling.queue.idle:
+            for job_id, event in pooling.queue.step(seconds):
+                self._channel.send_event(job_id, event)
 
     def _send(self, events: Sequence[JobEvent]) -> None:
         self._channel.send({"events": [wire.event_to_wire(job_id, event) for job_id, event in events]})
@@ -106,13 +122,16 @@ class Worker:
                     self._guard(job_id, partial(self._generate, job_id, wire.request_from_wire(request)))
                 case {"op": "embed", "id": job_id, "inputs": inputs}:
                     self._guard(job_id, partial(self._embed, job_id, inputs))
+                case {"op": "rerank", "id": job_id, "query": query, "documents": documents}:
+                    self._guard(job_id, partial(self._rerank, job_id, query, documents))
+                case {"op": "prompt_tokens", "id": job_id, "request": request}:
+                    self._guard(job_id, partial(self._prompt_tokens, job_id, wire.request_from_wire(request)))
                 case {"op": "tokenize", "id": job_id, "text": text, "options": options}:
                     self._guard(job_id, partial(self._tokenize, job_id, text, options))
                 case {"op": "detokenize", "id": job_id, "tokens": tokens}:
                     self._guard(job_id, partial(self._detokenize, job_id, tokens))
                 case {"op": "cancel", "id": job_id}:
-                    if self._model.scheduler is not None:
-                        self._engine.post(partial(self._model.scheduler.cancel, job_id))
+                    self._engine.post(partial(self._cancel, job_id))
                 case {"op": "close"}:
                     return
                 case _:
@@ -128,7 +147,11 @@ class Worker:
     def _generate(self, job_id: int, request: GenerateRequest) -> None:
         scheduler = self._model.scheduler
         if scheduler is None:
-            raise RequestError("This model makes embeddings; it cannot answer.", "Use it with /v1/embeddings.", "model")
+            raise RequestError(
+                "This model makes embeddings or ranks documents; it cannot answer.",
+                "Use it with /v1/embeddings or /v1/rerank.",
+                "model",
+            )
         prompt = self._model.tokenize(request)
         if not prompt:
             raise RequestError("The prompt is empty.", param="prompt")
@@ -156,15 +179,30 @@ class Worker:
     def _detokenize(self, job_id: int, tokens: list[int]) -> None:
         self._channel.send_event(job_id, wire.Reply(self._model.detokenize(tokens)))
 
-    def _embed(self, job_id: int, inputs: list[str | list[int]]) -> None:
-        tokens = [self._model.tokenize_for_embedding(item) for item in inputs]
-        longest = max(map(len, tokens), default=0)
-        if longest > self._model.n_ctx_embedding:
-            raise ContextLengthError(longest, self._model.n_ctx_embedding)
-        self._engine.post(partial(self._guard, job_id, partial(self._send_embeddings, job_id, tokens)))
+    def _prompt_tokens(self, job_id: int, request: GenerateRequest) -> None:
+        self._channel.send_event(job_id, wire.Reply([int(token) for token in self._model.tokenize(request)]))
 
-    def _send_embeddings(self, job_id: int, tokens: Sequence[Sequence[int]]) -> None:
-        self._channel.send_event(job_id, self._model.embed(tokens))
+    def _embed(self, job_id: int, inputs: list[str | list[int]]) -> None:
+        pooling = self._pooling()
+        self._engine.post(partial(pooling.queue.submit, pooling.embed_job(job_id, inputs)))
+
+    def _rerank(self, job_id: int, query: str, documents: list[str]) -> None:
+        pooling = self._pooling()
+        self._engine.post(partial(pooling.queue.submit, pooling.rerank_job(job_id, query, documents)))
+
+    def _pooling(self) -> Pooling:
+        if self._model.pooling is None:
+            raise RequestError(
+                "This model is served by MLX, which makes no embeddings here.", "Use a GGUF model for them.", "model"
+            )
+        return self._model.pooling
+
+    def _cancel(self, job_id: int) -> None:
+        """Wherever it is; ids are never given twice."""
+        if self._model.scheduler is not None:
+            self._model.scheduler.cancel(job_id)
+        if self._model.pooling is not None:
+            self._model.pooling.queue.cancel(job_id)
 
 
 def main() -> int:

@@ -28,6 +28,7 @@ from serve.http.metrics import Metrics, RequestMeter
 from serve.http.ollama import OllamaRoutes
 from serve.http.ollama_models import UNSUPPORTED_PATHS, OllamaModelRoutes
 from serve.http.replies import error_response
+from serve.http.rerank import RerankRoutes
 from serve.http.responses import ResponsesRoutes
 from serve.http.tokens import TokenRoutes
 from serve.supervisor import Supervisor
@@ -74,6 +75,7 @@ def create_app(
     all_routes = AllRoutes(
         generation=GenerationRoutes(supervisor),
         embeddings=EmbeddingsRoutes(supervisor),
+        rerank=RerankRoutes(supervisor),
         responses=ResponsesRoutes(supervisor),
         anthropic=AnthropicRoutes(supervisor),
         ollama=OllamaRoutes(supervisor),
@@ -111,7 +113,6 @@ def _undocumented(routes: AllRoutes, docs: DocsRoutes) -> list[Route]:
     return [
         Route("/openapi.json", docs.openapi, methods=["GET"]),
         Route("/docs", docs.page, methods=["GET"]),
-        Route("/v1/rerank", routes.embeddings.rerank, methods=["POST"]),
         *(Route(path, unsupported, methods=["POST", "DELETE", "HEAD"]) for path in UNSUPPORTED_PATHS),
         Route("/internal/shutdown", routes.internal.shutdown, methods=["POST"]),
     ]

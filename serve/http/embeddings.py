@@ -1,6 +1,7 @@
-"""``/v1/embeddings`` and ``/v1/rerank``."""
+"""``/v1/embeddings``."""
 
 import base64
+import math
 import struct
 from collections.abc import Sequence
 
@@ -36,17 +37,11 @@ class EmbeddingsRoutes:
                 "object": "list",
                 "data": [
                     {"object": "embedding", "index": index, "embedding": encode(vector)}
-                    for index, vector in enumerate(embedded.vectors)
+                    for index, vector in enumerate(shortened(embedded.vectors, body.dimensions))
                 ],
                 "model": model,
                 "usage": {"prompt_tokens": embedded.n_tokens, "total_tokens": embedded.n_tokens},
             }
-        )
-
-    async def rerank(self, _request: Request) -> Response:
-        """``POST /v1/rerank``, which no engine here can do."""
-        raise HTTPError(
-            501, "not_supported", "/v1/rerank is not supported.", "Compare embeddings of /v1/embeddings instead."
         )
 
     async def _embed(self, body: EmbeddingsRequest) -> tuple[str, Embeddings]:
@@ -56,19 +51,34 @@ class EmbeddingsRoutes:
 
 
 def check_dimensions(wanted: int | None, info: EngineInfo) -> None:
-    """Refuse embeddings of another width than the model's own.
+    """Refuse embeddings that are wider than the model's own.
 
     Raises:
         HTTPError: 400, naming ``dimensions``.
     """
-    if wanted not in (None, info.n_embd):
+    if wanted is not None and wanted > info.n_embd:
         raise HTTPError(
             400,
-            "unsupported_parameter",
-            f"`dimensions` {wanted} is not supported: this model's embeddings have {info.n_embd}.",
-            "Leave it out.",
+            "invalid_value",
+            f"`dimensions` {wanted} is too many: this model's embeddings have {info.n_embd}.",
+            "Ask for fewer, or leave it out.",
             "dimensions",
         )
+
+
+def shortened(vectors: Sequence[Sequence[float]], dimensions: int | None) -> list[Sequence[float]]:
+    """The first ``dimensions`` numbers of each vector, again at L2 norm 1; all of them for None.
+
+    Only models that were trained for it (Matryoshka representation learning, arXiv 2205.13147) keep their meaning so.
+    """
+    if dimensions is None:
+        return list(vectors)
+    return [_normalised(vector[:dimensions]) for vector in vectors]
+
+
+def _normalised(vector: Sequence[float]) -> Sequence[float]:
+    norm = math.hypot(*vector)
+    return [value / norm for value in vector] if norm > 0 else vector
 
 
 def _base64_floats(vector: Sequence[float]) -> str:

@@ -16,6 +16,7 @@ from serve.http.ollama import OllamaRoutes
 from serve.http.ollama_models import OllamaModelRoutes
 from serve.http.ollama_types import EmbedRequest, OllamaChatRequest, OllamaGenerateRequest, ShowRequest
 from serve.http.openai_types import ChatRequest, CompletionRequest, EmbeddingsRequest, LoadRequest
+from serve.http.rerank import RerankRequest, RerankRoutes
 from serve.http.responses import ResponsesRoutes
 from serve.http.responses_types import ResponsesRequest
 from serve.http.tokens import DetokenizeRequest, TokenizeRequest, TokenRoutes
@@ -58,6 +59,7 @@ class AllRoutes:
 
     generation: GenerationRoutes
     embeddings: EmbeddingsRoutes
+    rerank: RerankRoutes
     responses: ResponsesRoutes
     anthropic: AnthropicRoutes
     ollama: OllamaRoutes
@@ -69,7 +71,7 @@ class AllRoutes:
 
 def endpoints(routes: AllRoutes) -> list[Endpoint]:
     """Everything that is supported and that is for others than our own app."""
-    return [*_openai(routes), *_anthropic(routes), *_ollama(routes), *_own(routes)]
+    return [*_openai(routes), *_anthropic(routes), *_ollama(routes), *_rerank(routes), *_own(routes)]
 
 
 def _openai(routes: AllRoutes) -> list[Endpoint]:
@@ -166,6 +168,14 @@ def _ollama(routes: AllRoutes) -> list[Endpoint]:
         Endpoint("GET", "/api/ps", models.ps, group, "List the models in memory."),
         Endpoint("GET", "/api/version", models.version, group, "Tell this server's version."),
         Endpoint("GET", "/", models.greet, group, "Say that there is a server.", media_types=(TEXT,)),
+    ]
+
+
+def _rerank(routes: AllRoutes) -> list[Endpoint]:
+    summary = "Rank documents by how well they suit a query."
+    return [
+        Endpoint("POST", path, routes.rerank.rerank, "Jina and Cohere", summary, RerankRequest)
+        for path in ("/v1/rerank", "/rerank")
     ]
 
 

@@ -10,7 +10,7 @@ from localllm.memory import MachineMemory
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from localllm.settings import Settings
-from serve.engine.types import Embeddings, Engine, EngineInfo, GenerateEvent, GenerateRequest
+from serve.engine.types import Embeddings, Engine, EngineInfo, GenerateEvent, GenerateRequest, Scores
 from serve.http.metrics import CompletionMeter, Metrics
 from serve.supervisor import StartEngine, Supervisor
 
@@ -85,6 +85,14 @@ class MeteredEngine:
     async def embed(self, inputs: Sequence[str | Sequence[int]]) -> Embeddings:
         """Embed texts or token ids."""
         return await self._engine.embed(inputs)
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
+        """Score documents."""
+        return await self._engine.rerank(query, documents)
+
+    async def prompt_tokens(self, request: GenerateRequest) -> list[int]:
+        """The token ids of a request's prompt."""
+        return await self._engine.prompt_tokens(request)
 
     async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text."""

@@ -14,7 +14,7 @@ from localllm.gguf_header import GGUFHeader, read_gguf_header
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from serve.http.disconnect import unless_disconnected
-from serve.http.embeddings import check_dimensions
+from serve.http.embeddings import check_dimensions, shortened
 from serve.http.errors import HTTPError
 from serve.http.json_body import parse_json
 from serve.http.ollama_types import EmbedRequest, ShowRequest
@@ -110,7 +110,7 @@ class OllamaModelRoutes:
             embedded = await engine.embed(body.input)
         return {
             "model": str(manifest.model_name),
-            "embeddings": embedded.vectors,
+            "embeddings": shortened(embedded.vectors, body.dimensions),
             "total_duration": int((time.monotonic() - began) * 1e9),
             "load_duration": int((loaded - began) * 1e9),
             "prompt_eval_count": embedded.n_tokens,

@@ -313,7 +313,7 @@ class CompletionRequest(Sampled):
 
 
 class EmbeddingsRequest(Wire):
-    """``POST /v1/embeddings``. ``dimensions`` must be the model's own."""
+    """``POST /v1/embeddings``. ``dimensions`` cuts the vectors off, which only some models are made for."""
 
     INERT: ClassVar[Inert] = {"user": anything}
 

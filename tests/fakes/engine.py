@@ -18,6 +18,7 @@ from serve.engine.types import (
     GenerateEvent,
     GenerateRequest,
     PromptLogprobs,
+    Scores,
     Started,
     TokenLogprob,
     Usage,
@@ -51,6 +52,8 @@ class ScriptedEngine:
         self.spec = spec
         self.requests: list[GenerateRequest] = []
         self.inputs: list[Sequence[str | Sequence[int]]] = []
+        self.reranked: list[tuple[str, Sequence[str]]] = []
+        self.counted: list[GenerateRequest] = []
         self.active = 0
         self.most_active = 0
         self.cancelled = 0
@@ -107,6 +110,20 @@ class ScriptedEngine:
         self._check()
         self.inputs.append(inputs)
         return Embeddings(tuple((1.0, 0.0, float(index), -0.5) for index in range(len(inputs))), 3 * len(inputs))
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
+        """The better, the more often a document holds the query."""
+        self._check()
+        self.reranked.append((query, documents))
+        return Scores(tuple(float(document.count(query)) for document in documents), 2 * len(documents))
+
+    async def prompt_tokens(self, request: GenerateRequest) -> list[int]:
+        """Five, as ``Started`` says."""
+        self._check()
+        self.counted.append(request)
+        if self._scripts[0].refuse is not None:
+            raise self._scripts[0].refuse
+        return [256, *b"abcd"]
 
     async def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """One token a byte; BOS is 256, ``<s>`` where it may be special."""

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-REFUSED = {"/v1/rerank", "/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/embeddings"}
+REFUSED = {"/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/embeddings"}
 PRIVATE = {"/internal/shutdown", "/openapi.json", "/docs", "/api/blobs/{digest}"}
 
 

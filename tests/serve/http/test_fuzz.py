@@ -11,6 +11,7 @@ from serve.http.anthropic_types import CountTokensRequest, MessagesRequest
 from serve.http.errors import HTTPError
 from serve.http.ollama_types import EmbedRequest, OllamaChatRequest, OllamaGenerateRequest, ShowRequest
 from serve.http.openai_types import ChatRequest, CompletionRequest, EmbeddingsRequest
+from serve.http.rerank import RerankRequest
 from serve.http.responses_types import ResponsesRequest
 from serve.http.tokens import DetokenizeRequest, TokenizeRequest
 from serve.http.wire_types import validate
@@ -23,6 +24,7 @@ BODIES = {
     "/v1/chat/completions": (ChatRequest, {"messages": MESSAGES}),
     "/v1/completions": (CompletionRequest, {"prompt": CANARY}),
     "/v1/embeddings": (EmbeddingsRequest, {"input": CANARY}),
+    "/v1/rerank": (RerankRequest, {"query": CANARY, "documents": [CANARY]}),
     "/v1/responses": (ResponsesRequest, {"input": CANARY}),
     "/v1/messages": (MessagesRequest, {"messages": MESSAGES, "max_tokens": 5}),
     "/v1/messages/count_tokens": (CountTokensRequest, {"messages": MESSAGES}),

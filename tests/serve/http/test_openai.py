@@ -149,7 +149,7 @@ async def test_embeddings(serve):
         plain = await client.embeddings.create(model="tiny", input="a", encoding_format="float", dimensions=4)
         tokens = await client.embeddings.create(model="tiny", input=[[1, 2], [3]])
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.embeddings.create(model="tiny", input="a", dimensions=3)
+            await client.embeddings.create(model="tiny", input="a", dimensions=5)
     assert packed.data[1].embedding == [1.0, 0.0, 1.0, -0.5]
     assert packed.usage.prompt_tokens == 6
     assert plain.data[0].embedding == [1.0, 0.0, 0.0, -0.5]

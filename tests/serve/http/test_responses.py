@@ -1,7 +1,5 @@
 """The Responses API, with the official client, unmodified."""
 
-import json
-
 import openai
 import pytest
 
@@ -186,12 +184,3 @@ def test_wrong_values_are_named(more, param):
     with pytest.raises(HTTPError) as error:
         validate(ResponsesRequest, {"model": "tiny", "input": "Hi", **more})
     assert error.value.param.startswith(param)
-
-
-async def test_rerank_is_refused_by_name(serve):
-    served = await serve()
-    async with served.http() as client:
-        answer = await client.post("/v1/rerank", json={"model": "tiny", "query": "a", "documents": ["b"]})
-    assert answer.status_code == 501
-    assert answer.json()["error"]["code"] == "not_supported"
-    assert "rerank" in json.dumps(answer.json())
