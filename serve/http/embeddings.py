@@ -73,7 +73,7 @@ def shortened(vectors: Sequence[Sequence[float]], dimensions: int | None) -> lis
     """
     if dimensions is None:
         return list(vectors)
-    return [_normalised(vector[:dimensions]) for vector in vectors]
+    return [vector if len(vector) == dimensions else _normalised(vector[:dimensions]) for vector in vectors]
 
 
 def _normalised(vector: Sequence[float]) -> Sequence[float]:
