@@ -156,7 +156,7 @@ async def test_embeddings(serve):
     assert len(tokens.data) == 2
     assert served.engine.inputs[-1] == [[1, 2], [3]]
     assert refused.value.param == "dimensions"
-    assert refused.value.code == "unsupported_parameter"
+    assert refused.value.code == "invalid_value"
 
 
 async def test_models(serve):
