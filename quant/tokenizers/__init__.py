@@ -1,0 +1,1 @@
+"""Tokenizers between Hugging Face / MLX directories and GGUF metadata, without torch."""

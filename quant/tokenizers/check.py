@@ -1,0 +1,144 @@
+"""Whether llama.cpp and the Hugging Face tokenizer give the same token ids: the proof behind an export or import."""
+
+import json
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from localllm.errors import InvalidModelError
+from localllm.sanitize import one_line
+from quant.tokenizers.sample import mixed_text
+from quant.tokenizers.token_types import looks_special
+
+_MAX_SPECIAL = 40  # special tokens that are tried; Gemma has thousands that are unused
+
+
+@dataclass(frozen=True)
+class TokenizerCheck:
+    """What a comparison found.
+
+    Attributes:
+        n_texts: Texts by kind.
+        different: Texts by kind on which the ids differ without a known reason.
+        explained: Texts by reason, where the ids differ because of something that llama.cpp is known not to do.
+        example: The first of the texts in ``different``; empty when there is none.
+    """
+
+    n_texts: Mapping[str, int]
+    different: Mapping[str, int]
+    explained: Mapping[str, int]
+    example: str = field(default="", repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """No text differs without a known reason."""
+        return not self.different
+
+
+class LlamaVocabulary:
+    """The vocabulary of a GGUF file in llama.cpp, without its weights. A context manager.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InvalidModelError: llama.cpp cannot load it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import llama_cpp  # 0.2 s, and a native library
+
+        self._library = llama_cpp
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only, params.n_gpu_layers = True, 0
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise InvalidModelError(f"llama.cpp cannot load the vocabulary of {one_line(path.name, 80)}.")
+        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+
+    def __enter__(self) -> "LlamaVocabulary":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._library.llama_model_free(self._model)
+
+    def encode(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Token ids; special tokens written in the text count as such."""
+        raw = text.encode()
+        limit = len(raw) + 8  # never more than one a byte, and what is added around
+        room = (self._library.llama_token * limit)()
+        count = self._library.llama_tokenize(self._vocabulary, raw, len(raw), room, limit, add_special, True)
+        assert 0 <= count <= limit
+        return list(room[:count])
+
+
+def check_tokenizer(gguf: Path, directory: Path) -> TokenizerCheck:
+    """Compare the ids that llama.cpp gives for ``gguf`` with those of ``directory``'s tokenizer.json.
+
+    Args:
+        gguf: A GGUF file; its weights are not read.
+        directory: With tokenizer.json.
+
+    Raises:
+        InvalidModelError: One of the two cannot be loaded.
+    """
+    from tokenizers import Tokenizer  # 30 ms, and a native library
+
+    try:
+        definition = json.loads((directory / "tokenizer.json").read_bytes())
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # the library raises plain Exception for every fault of a file
+        raise InvalidModelError(f"tokenizer.json cannot be loaded: {error}.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special = [row["content"] for row in definition.get("added_tokens") or () if row["special"]][:_MAX_SPECIAL]
+    texts = mixed_text([token for token in special if token])
+    different: dict[str, int] = {}
+    explained: dict[str, int] = {}
+    example = ""
+    with LlamaVocabulary(gguf) as vocabulary:
+        for kind, rows in texts.items():
+            for text in rows:
+                if all(
+                    vocabulary.encode(text, add_special=add) == tokenizer.encode(text, add_special_tokens=add).ids
+                    for add in (False, True)
+                ):
+                    continue
+                if reason := known_reason(text, definition):
+                    explained[reason] = explained.get(reason, 0) + 1
+                else:
+                    different[kind] = different.get(kind, 0) + 1
+                    example = example or text
+    return TokenizerCheck({kind: len(rows) for kind, rows in texts.items()}, different, explained, example)
+
+
+def known_reason(text: str, definition: Mapping[str, Any]) -> str:
+    """Why llama.cpp may give other ids for ``text``; empty when nothing known applies.
+
+    Args:
+        text: Any.
+        definition: The tokenizer.json.
+    """
+    if definition["model"].get("type") == "WordPiece":
+        if any("\uac00" <= character <= "\ud7a3" or "\u1100" <= character <= "\u11ff" for character in text):
+            return "WordPiece drops the vowels of Hangul"
+        if any(unicodedata.category(character)[0] in "CM" for character in unicodedata.normalize("NFD", text)):
+            return "WordPiece treats control characters and combining marks otherwise"
+        return ""
+    if '"NFC"' in json.dumps(definition.get("normalizer")) and not unicodedata.is_normalized("NFC", text):
+        return "text is not normalized to NFC"
+    # llama.cpp knows no classes of case: it takes every letter but a-z as upper case, but A-Z as lower case.
+    if r"\p{Lu}" in str(definition.get("pre_tokenizer")) and any(
+        unicodedata.category(character) in ("Lu", "Ll", "Lt", "Mn", "Mc", "Me") and not character.isascii()
+        for character in text
+    ):
+        return "upper and lower case and combining marks outside ASCII are not told apart"
+    added = [row for row in definition.get("added_tokens") or () if row["content"] in text]
+    if '"first"' in json.dumps(definition.get("pre_tokenizer")) and added:
+        return "a space is put after special tokens, not before the text alone"
+    if any((row.get("lstrip") or row.get("rstrip")) and looks_special(row["content"]) for row in added):
+        return "special tokens do not swallow the white space beside them"
+    return ""
