@@ -6,7 +6,9 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 import re
 from enum import IntEnum
 
-TokenizerMetadata = dict[str, bool | int | float | str | list[int] | list[float] | list[str]]
+from quant.tensors.metadata import MetadataValue
+
+TokenizerMetadata = dict[str, MetadataValue]
 """``tokenizer.*`` keys: whole numbers are u32 (i32 in arrays), fractions f32."""
 
 

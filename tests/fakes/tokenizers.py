@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from quant.tensors.gguf_writer import write_gguf
 from quant.tokenizers.sample import mixed_text
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -113,18 +113,6 @@ def write_directory(
 
 def write_vocabulary(path: Path, metadata: Mapping[str, Any], *, architecture: str = "llama") -> Path:
     """Write a GGUF file with ``metadata`` and no tensors."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_name("tiny")
-    for key, value in metadata.items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    general = {"general.architecture": architecture, "general.name": "tiny"}
+    write_gguf(path, general | dict(metadata), [], on_tensor=lambda *_: None)
     return path

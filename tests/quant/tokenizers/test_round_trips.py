@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from quant.tensors.gguf_reader import read_metadata
 from quant.tokenizers.check import LlamaVocabulary, check_tokenizer
 from quant.tokenizers.pretokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer_json
 from quant.tokenizers.sample import mixed_text
@@ -134,10 +135,7 @@ def test_transformers_and_mlx_load_what_is_written(kind: str, tmp_path: Path) ->
 
 @pytest.mark.model
 def test_the_starters_tokenizer_is_rebuilt(starter_path: Path, tmp_path: Path) -> None:
-    import gguf
-
-    fields = gguf.GGUFReader(starter_path).fields
-    metadata = {key: field.contents() for key, field in fields.items() if not key.startswith("GGUF.")}
+    metadata = read_metadata(starter_path)
     write_hf_tokenizer(metadata, tmp_path, "llama")
     check = check_tokenizer(starter_path, tmp_path)
     assert (check.different, check.explained) == ({}, {})
