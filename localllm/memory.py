@@ -13,7 +13,7 @@ _N_UBATCH = 512  # llama.cpp computes at most so many tokens at once, whatever n
 _N_SEQUENCES = 16  # whose logits the engine keeps
 _PROCESS = 64 << 20  # Python, llama.cpp and the vocabulary: 40 to 60 MiB measured
 _STEP = 256  # llama.cpp rounds n_ctx up to this
-_USUAL_CONTEXT = 8192
+USUAL_CONTEXT = 8192
 # Bytes of one element in the KV cache, by the setting kv_type: Q8_0 keeps a scale of 2 bytes for every 32 elements.
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 
@@ -172,7 +172,7 @@ def fit(
     """
     shape = model if isinstance(model, ModelShape) else model_shape(model)
     if not n_ctx:
-        most = min(shape.n_ctx_train or _USUAL_CONTEXT, _USUAL_CONTEXT)
+        most = min(shape.n_ctx_train or USUAL_CONTEXT, USUAL_CONTEXT)
         n_ctx = shape.largest_context(machine.budget, most, n_batch, kv_bytes) or _STEP
     need = shape.need(n_ctx, n_batch, kv_bytes)
     with_context = f"needs {gigabytes(need.total)} with {n_ctx} tokens of context"

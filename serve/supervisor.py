@@ -8,12 +8,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from localllm.errors import EngineBusyError, ModelNotFoundError, ServerError, UsageError
-from localllm.memory import KV_BYTES, Fit, MachineMemory, require_fit
+from localllm.memory import KV_BYTES, USUAL_CONTEXT, MachineMemory, ModelShape, require_fit
 from localllm.memory_safetensors import files_shape
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
@@ -71,12 +71,22 @@ class _Slot:
         return str(self.manifest.model_name)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a model is loaded with: its first file, tokens of context, bytes of memory, the draft model's file."""
+
+    path: Path
+    n_ctx: int
+    memory: int
+    draft: Path | None
+
+
 class Supervisor:
     """Keeps the engines.
 
     Args:
         store: Where models are.
-        settings: ``ctx``, ``threads``, ``gpu_layers``, ``kv_type`` and ``guess`` are used.
+        settings: ``ctx``, ``threads``, ``gpu_layers``, ``kv_type``, ``guess`` and ``draft`` are used.
         machine: Tells the memory of this machine; called at every load.
         start_engine: Starts a model's process.
         logs: Directory for the engines' log files.
@@ -202,23 +212,24 @@ class Supervisor:
         async with self._load_lock:
             await self._bury_dead()
             machine = self._machine()
-            path, fit = await asyncio.to_thread(self._check, slot.manifest, machine)
+            plan = await asyncio.to_thread(self._check, slot.manifest, machine)
             is_gguf = slot.manifest.format == "gguf"
-            await self._make_room(slot, fit.need.total, machine.budget)
+            await self._make_room(slot, plan.memory, machine.budget)
             spec = EngineSpec(
                 # A GGUF model is its file, the others are the directory that config.json is in.
-                path=str(path if is_gguf else path.parent),
+                path=str(plan.path if is_gguf else plan.path.parent),
                 engine="llama" if is_gguf else "mlx",
-                n_ctx=fit.n_ctx,
+                n_ctx=plan.n_ctx,
                 n_threads=self._settings.threads,
                 n_gpu_layers=self._settings.gpu_layers,
                 kv_type=self._settings.kv_type,
                 n_guess=self._settings.guess,
+                draft_path=str(plan.draft or ""),
             )
             log_path = self._logs / f"engine-{slot.manifest.name}-{slot.manifest.variant}.log"
             began = time.monotonic()
             engine = await self._start_engine(spec, log_path=log_path)
-            slot.engine, slot.memory, slot.last_used = engine, fit.need.total, time.monotonic()
+            slot.engine, slot.memory, slot.last_used = engine, plan.memory, time.monotonic()
             _log.info(
                 "loaded %s in %.1f s: n_ctx %d, pid %d",
                 slot.name,
@@ -228,11 +239,26 @@ class Supervisor:
             )
             return engine
 
-    def _check(self, manifest: Manifest, machine: MachineMemory) -> tuple[Path, Fit]:
-        """The file to load and the context that fits; reads the headers of its files, so it runs in a thread."""
+    def _check(self, manifest: Manifest, machine: MachineMemory) -> _Plan:
+        """What to load and how much of it fits; reads the headers of its files, so it runs in a thread."""
         paths = self._store.paths(manifest)
         shape = files_shape(paths, gpu_layers=self._settings.gpu_layers)
-        return paths[0], require_fit(shape, machine, self._settings.ctx, kv_bytes=KV_BYTES[self._settings.kv_type])
+        draft, draft_memory = self._draft(manifest, shape)
+        machine = replace(machine, budget=machine.budget - draft_memory)
+        fit = require_fit(shape, machine, self._settings.ctx, kv_bytes=KV_BYTES[self._settings.kv_type])
+        return _Plan(paths[0], fit.n_ctx, fit.need.total + draft_memory, draft)
+
+    def _draft(self, manifest: Manifest, shape: ModelShape) -> tuple[Path | None, int]:
+        """The draft model's file and the memory that it takes; none for itself, and for a model it cannot help."""
+        if not self._settings.draft or manifest.format != "gguf":
+            return None, 0
+        draft = self._store.resolve(self._settings.draft)
+        path = self._store.file(draft)
+        draft_shape = files_shape([path], gpu_layers=self._settings.gpu_layers)
+        if draft.format != "gguf" or draft_shape.weights >= shape.weights:
+            return None, 0
+        # Its context is as long as the model's, which is not known yet: no longer than this.
+        return path, draft_shape.need(self._settings.ctx or USUAL_CONTEXT).total
 
     async def _bury_dead(self) -> None:
         """Forget engines whose process has ended, so that their memory counts as free."""

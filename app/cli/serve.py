@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu-layers", type=int, help="layers on the GPU; -1 is all of them, 0 none")
     parser.add_argument("--kv-type", choices=("f16", "q8_0"), help="of the KV cache; q8_0 takes half the memory (f16)")
     parser.add_argument("--guess", type=int, help="tokens guessed at once from the text so far (24); 0 never guesses")
+    parser.add_argument("--draft", metavar="MODEL", help="a small model that guesses for larger ones of its family")
     parser.add_argument(
         "--api-key",
         help="clients must send this key; better use `localllm keys`, or LOCALLLM_API_KEY: no process list shows those",
@@ -42,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, home: Home) -> int:
     """Serve until Ctrl-C."""
-    names = ("host", "port", "ctx", "threads", "gpu_layers", "kv_type", "guess")
+    names = ("host", "port", "ctx", "threads", "gpu_layers", "kv_type", "guess", "draft")
     settings = load_settings(home.settings_file, flags={name: getattr(args, name) for name in names})
     api_key = os.environ.get("LOCALLLM_API_KEY", "") if args.api_key is None else args.api_key
     if args.api_key is not None and not api_key.strip():

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from serve.engine.backend import LlamaBackend
+from serve.engine.draft import Drafter
+from serve.engine.draft_llama import load_drafter
 from serve.engine.llama import LlamaContext, LlamaModel
 from serve.engine.llama_adapters import AdapterChecker, LoadedAdapters
 from serve.engine.llama_pool import LlamaPooling, pooling_type
@@ -79,7 +81,9 @@ class LoadedModel(TextModel):
             n_ctx = context.n_ctx
             adapters = LoadedAdapters(self._model, context)
             backend = LlamaBackend(self._model, context, n_seq, adapters)
-            self.scheduler = Scheduler(backend, n_parallel=spec.n_parallel, max_guess=spec.n_guess)
+            self.scheduler = Scheduler(
+                backend, n_parallel=spec.n_parallel, max_guess=spec.n_guess, drafter=self._drafter(n_ctx)
+            )
         self.info = EngineInfo(
             architecture=architecture,
             n_ctx=n_ctx,
@@ -90,6 +94,17 @@ class LoadedModel(TextModel):
             has_chat_template=chat_format.template is not None,
             pid=os.getpid(),
             tool_format=tool_format(chat_format.tool_template),
+        )
+
+    def _drafter(self, n_ctx: int) -> Drafter | None:
+        if not self._spec.draft_path or self._model.is_recurrent:
+            return None
+        return load_drafter(
+            self._model,
+            self._spec.draft_path,
+            n_ctx=n_ctx,
+            n_gpu_layers=self._spec.n_gpu_layers,
+            n_threads=self._n_threads,
         )
 
     def adapters(self, request: GenerateRequest) -> AdapterSet:

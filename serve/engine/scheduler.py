@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from localllm.errors import ContextLengthError, EngineBusyError, EngineError, RequestError
 from serve.engine.backend import Backend
+from serve.engine.draft import Drafter
 from serve.engine.groups import AdapterTurns
 from serve.engine.logprobs import token_logprob
 from serve.engine.lookup import Lookup
@@ -40,6 +41,7 @@ class Scheduler:
         n_parallel: Jobs that run together at most.
         max_waiting: Jobs that wait at most; one more is refused.
         max_guess: Tokens guessed from the text so far at once; 0 never guesses.
+        drafter: A second model that guesses too.
         clock: Seconds; for tests.
     """
 
@@ -50,13 +52,14 @@ class Scheduler:
         n_parallel: int,
         max_waiting: int = 256,
         max_guess: int = 0,
+        drafter: Drafter | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._backend = backend
         self._n_parallel = n_parallel
         self._max_waiting = max_waiting
         # A state that cannot drop its tail cannot take a wrong guess back.
-        self._speculation = Speculation(max_guess if backend.can_share else 0)
+        self._speculation = Speculation(max_guess, drafter) if backend.can_share else Speculation(0)
         self._clock = clock
         self._waiting: deque[Running] = deque()
         self._running: list[Running] = []

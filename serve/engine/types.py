@@ -27,6 +27,8 @@ class EngineSpec:
         flash_attn: Fused attention: None lets llama.cpp decide.
         kv_type: Of the KV cache: ``f16``, or ``q8_0`` in half the memory (docs/LOG.md has its effect).
         n_guess: Tokens guessed at once from the text so far, at most; 0 never guesses.
+        draft_path: GGUF file of a smaller model with the same vocabulary, which guesses too; empty for none.
+            ``llama`` only, and of no use to a model that makes embeddings.
     """
 
     path: str
@@ -40,6 +42,7 @@ class EngineSpec:
     flash_attn: bool | None = None
     kv_type: Literal["f16", "q8_0"] = "f16"
     n_guess: int = 24
+    draft_path: str = ""
 
 
 @dataclass(frozen=True)

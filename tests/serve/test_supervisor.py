@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 from contextlib import aclosing
 
 import pytest
@@ -23,6 +24,7 @@ from localllm.settings import Settings
 from serve.engine.types import GenerateRequest
 from serve.supervisor import Supervisor
 from tests.fakes.engine import EngineStarter, Script, add_model
+from tests.fakes.gguf_files import write_tiny_gguf
 from tests.fakes.mlx_models import N_CTX, make_model
 
 PLENTY = MachineMemory(64 << 30, 64 << 30, 48 << 30)
@@ -300,3 +302,28 @@ async def test_close_ends_loads_and_engines(supervise, starter):
     assert starter.started[0].closed
     with pytest.raises(ServerError, match="stopping"):
         await use(supervisor, "a")
+
+
+async def test_a_draft_model_is_loaded_with_larger_ones_and_counted(supervise, starter, home):
+    add_model(home, "big")
+    write_tiny_gguf(home.models / "big" / "f16" / "model.gguf", n_layer=6)
+    plain = supervise()
+    for name in ("a", "b", "c"):
+        shutil.rmtree(home.models / name)
+    drafting = supervise(draft="a", ctx=256)
+    await use(plain, "big")
+    await use(drafting, "big")
+    await use(drafting, "a")
+    assert [engine.spec.draft_path for engine in starter.started] == [
+        "",
+        str(home.models / "a" / "f16" / "model.gguf"),
+        "",  # it cannot help itself
+    ]
+    memory = {model.name: model.memory for model in drafting.loaded()}
+    header = read_gguf_header(home.models / "big" / "f16" / "model.gguf")
+    assert memory["big:f16"] == fit(header, PLENTY, 256).need.total + memory["a:f16"]
+
+
+async def test_a_draft_model_that_is_not_there(supervise):
+    with pytest.raises(ModelNotFoundError):
+        await use(supervise(draft="nowhere"), "a")

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localllm.errors import ContextLengthError, EngineBusyError, EngineError
+from serve.engine.draft import Drafter
 from serve.engine.request import Adapter, Job
 from serve.engine.scheduler import Scheduler
+from serve.engine.speculation import MAX_GUESSING
 from serve.engine.types import Delta, Finished, PromptLogprobs, SamplingParams, Started
 from tests.fakes.backend import EOG, FakeBackend, reference
 
@@ -61,16 +63,19 @@ requests = st.lists(
     can_share=st.booleans(),
     max_guess=st.sampled_from([0, 1, 8]),
     repetitive=st.booleans(),
+    draft=st.sampled_from(["", "alike", "other"]),
     sets=st.sampled_from([[()], [(), ADAPTED], [(), ADAPTED, (*ADAPTED, Adapter("b", "", 1))]]),
 )
 def test_every_request_gets_the_text_it_would_get_alone(
-    requests, n_ctx, n_parallel, can_share, max_guess, repetitive, sets
+    requests, n_ctx, n_parallel, can_share, max_guess, repetitive, draft, sets
 ):
     n_seq = n_parallel + 3 if can_share else n_parallel
     backend = FakeBackend(n_ctx=n_ctx, n_batch=16, n_seq=n_seq, can_share=can_share, repetitive=repetitive)
     # By this clock a turn of one adapter set takes some steps, and steps of any width take the same time.
     clock = count(0, 0.05).__next__
-    scheduler = Scheduler(backend, n_parallel=n_parallel, max_guess=max_guess, clock=clock)
+    drafting = FakeBackend(n_ctx=n_ctx - 10, n_seq=MAX_GUESSING, repetitive=repetitive == (draft == "alike"))
+    drafter = Drafter(drafting, 300, clock) if draft else None
+    scheduler = Scheduler(backend, n_parallel=n_parallel, max_guess=max_guess, drafter=drafter, clock=clock)
     events, cancelled, step = [], set(), 0
     while step <= 61 or not scheduler.idle:
         for i, (prompt, max_tokens, arrives, cancels) in enumerate(requests):
