@@ -1,29 +1,26 @@
-"""``/v1/responses``: OpenAI's Responses API, text in and text out."""
+"""``/v1/responses``: OpenAI's Responses API, text and calls of functions; nothing is stored."""
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.engine.types import Delta, Finished, Started, TokenLogprob
-from serve.http.completion import Completion, complete
+from serve.engine.types import Delta, Finished, Started
+from serve.http.completion import complete
 from serve.http.disconnect import unless_disconnected
-from serve.http.errors import ErrorReply
 from serve.http.fanout import generate_all
 from serve.http.guards import client_of
 from serve.http.json_body import parse_json
-from serve.http.logprobs import chat_token
+from serve.http.responses_output import EventWriter, OutputItems, Status
 from serve.http.responses_types import ResponsesRequest
-from serve.http.sse import StreamStyle, open_stream, sse_event
+from serve.http.sse import StreamStyle, open_stream
+from serve.http.tool_answer import ToolAnswer
 from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
-
-_Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class ResponsesRoutes:
@@ -42,58 +39,49 @@ class ResponsesRoutes:
         client = client_of(request)
         if not body.stream:
             return JSONResponse(await unless_disconnected(request.receive, self._whole(body, client)))
-        writer = _Writer()
+        writer = EventWriter()
         style = StreamStyle("text/event-stream", writer.error)
         return await open_stream(request.receive, self._events(body, client, writer), style)
 
     async def _whole(self, body: ResponsesRequest, client: str) -> dict[str, Any]:
         async with self._supervisor.engine(body.model) as (manifest, engine):
-            done = await complete(engine, body.generate_request(client))
-        return _Reply(body, str(manifest.model_name)).end(done)
+            tool_format = engine.info.tool_format
+            answer = ToolAnswer(body.tool_plan(), body.generate_request(client), tool_format)
+            done = await complete(engine, answer.request)
+        # An answer in one piece is what is left of its events.
+        output = OutputItems(EventWriter(), tool_format)
+        for _ in output.more([*answer.parts(done.text), *answer.last_parts()], done.logprobs):
+            pass
+        for _ in output.end(_status(done.finished)):
+            pass
+        return _Reply(body, str(manifest.model_name)).end(done.finished, output.items)
 
-    async def _events(self, body: ResponsesRequest, client: str, writer: "_Writer") -> AsyncGenerator[bytes, None]:
+    async def _events(self, body: ResponsesRequest, client: str, writer: EventWriter) -> AsyncGenerator[bytes, None]:
         """The events of a streamed answer. The engine is kept until the generator is closed."""
         async with self._supervisor.engine(body.model) as (manifest, engine):
             reply = _Reply(body, str(manifest.model_name))
-            place = {"item_id": reply.item_id, "output_index": 0, "content_index": 0}
-            texts: list[str] = []
-            logprobs: list[TokenLogprob] = []
-            async with aclosing(generate_all(engine, [body.generate_request(client)])) as events:
+            answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
+            output = OutputItems(writer, engine.info.tool_format)
+            async with aclosing(generate_all(engine, [answer.request])) as events:
                 async for _, event in events:
                     match event:
                         case Started():
-                            for frame in _opening(reply, writer, place):
-                                yield frame
+                            yield writer.event("response.created", response=reply.begin())
+                            yield writer.event("response.in_progress", response=reply.begin())
                         case Delta(text=text, logprobs=tokens):
-                            texts.append(text)
-                            logprobs.extend(tokens)
-                            reported = [chat_token(token) for token in tokens]
-                            yield writer.event("response.output_text.delta", **place, delta=text, logprobs=reported)
-                        case Finished():
-                            done = Completion("".join(texts), event, tuple(logprobs))
-                            for frame in _closing(reply, writer, place, done):
+                            for frame in output.more(answer.parts(text), tokens):
                                 yield frame
-
-
-class _Writer:
-    """Writes the events of one answer, numbered."""
-
-    def __init__(self) -> None:
-        self._numbers = count()
-
-    def event(self, kind: str, **fields: object) -> bytes:
-        return sse_event({"type": kind, "sequence_number": next(self._numbers), **fields}, kind)
-
-    def error(self, reply: ErrorReply) -> bytes:
-        detail = reply.body["error"]
-        return self.event("error", code=detail["code"], message=detail["message"], param=detail["param"])
+                        case Finished():
+                            for frame in (*output.more(answer.last_parts()), *output.end(_status(event))):
+                                yield frame
+                            end = reply.end(event, output.items)
+                            yield writer.event(f"response.{_status(event)}", response=end)
 
 
 class _Reply:
     """The response object, before and after the answer."""
 
     def __init__(self, body: ResponsesRequest, model: str) -> None:
-        self.item_id = f"msg_{uuid.uuid4().hex}"
         self._id = f"resp_{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._body = body
@@ -103,9 +91,9 @@ class _Reply:
         """While nothing is there."""
         return self._fields("in_progress", [])
 
-    def end(self, done: Completion) -> dict[str, Any]:
+    def end(self, finished: Finished, items: list[dict[str, Any]]) -> dict[str, Any]:
         """The whole."""
-        usage, status = done.finished.usage, _status(done)
+        usage, status = finished.usage, _status(finished)
         more: dict[str, Any] = {
             "usage": {
                 "input_tokens": usage.n_prompt,
@@ -119,13 +107,9 @@ class _Reply:
             more["incomplete_details"] = {"reason": "max_output_tokens"}
         else:
             more["completed_at"] = int(time.time())
-        return {**self._fields(status, [self.item(status, [_text_part(done.text, done.logprobs)])]), **more}
+        return {**self._fields(status, items), **more}
 
-    def item(self, status: _Status, content: list[dict[str, Any]]) -> dict[str, Any]:
-        """The one message of the output."""
-        return {"type": "message", "id": self.item_id, "status": status, "role": "assistant", "content": content}
-
-    def _fields(self, status: _Status, output: list[dict[str, Any]]) -> dict[str, Any]:
+    def _fields(self, status: Status, output: list[dict[str, Any]]) -> dict[str, Any]:
         body = self._body
         return {
             "id": self._id,
@@ -139,13 +123,13 @@ class _Reply:
             "metadata": body.metadata,
             "model": self._model,
             "output": output,
-            "parallel_tool_calls": False,
+            "parallel_tool_calls": body.parallel_tool_calls,
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
             "text": {"format": body.text.format.as_dict()},
-            "tool_choice": "none",
-            "tools": [],
+            "tool_choice": body.tool_choice if isinstance(body.tool_choice, str) else body.tool_choice.model_dump(),
+            "tools": [tool.as_dict() for tool in body.tools],
             "top_logprobs": body.top_logprobs,
             "top_p": body.top_p,
             "truncation": "disabled",
@@ -153,32 +137,5 @@ class _Reply:
         }
 
 
-def _text_part(text: str, logprobs: Sequence[TokenLogprob] = ()) -> dict[str, Any]:
-    """The text of the output."""
-    reported = [chat_token(token) for token in logprobs]
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": reported}
-
-
-def _status(done: Completion) -> _Status:
-    return "incomplete" if done.finished.reason == "length" else "completed"
-
-
-def _opening(reply: _Reply, writer: _Writer, place: dict[str, Any]) -> list[bytes]:
-    """The events before the first text."""
-    return [
-        writer.event("response.created", response=reply.begin()),
-        writer.event("response.in_progress", response=reply.begin()),
-        writer.event("response.output_item.added", output_index=0, item=reply.item("in_progress", [])),
-        writer.event("response.content_part.added", **place, part=_text_part("")),
-    ]
-
-
-def _closing(reply: _Reply, writer: _Writer, place: dict[str, Any], done: Completion) -> list[bytes]:
-    """The events after the last text."""
-    part, status = _text_part(done.text, done.logprobs), _status(done)
-    return [
-        writer.event("response.output_text.done", **place, text=done.text, logprobs=part["logprobs"]),
-        writer.event("response.content_part.done", **place, part=part),
-        writer.event("response.output_item.done", output_index=0, item=reply.item(status, [part])),
-        writer.event(f"response.{status}", response=reply.end(done)),
-    ]
+def _status(finished: Finished) -> Status:
+    return "incomplete" if finished.reason == "length" else "completed"

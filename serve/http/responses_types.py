@@ -1,4 +1,4 @@
-"""Requests of OpenAI's Responses API: text in, text out. Everything else is refused by name.
+"""Requests of OpenAI's Responses API: text and functions. Everything else is refused by name.
 
 Nothing is ever stored, so ``store`` may be false or left out, and there is no ``previous_response_id`` to go on from:
 send the whole conversation as ``input``.
@@ -7,12 +7,15 @@ send the whole conversation as ``input``.
 import json
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from serve.engine.constraint_types import Constraint
 from serve.engine.types import GenerateRequest, SamplingParams
 from serve.http.openai_types import MAX_LOGPROBS
-from serve.http.wire_types import MAX_MODEL_NAME, Inert, Wire, anything, one_of, refuse, text_of
+from serve.http.responses_tools import Choice, FlatChoice, FunctionCall, FunctionCallOutput, FunctionTool, known_tool
+from serve.http.tool_types import MAX_TOOLS, tool_plan
+from serve.http.wire_types import MAX_MODEL_NAME, UNSUPPORTED, Inert, Wire, anything, one_of, refuse, text_of
+from serve.toolcalls.plan import ToolPlan
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -26,9 +29,6 @@ INERT: Inert = {
     "service_tier": one_of("auto", "default"),
     "truncation": one_of("disabled"),
     "reasoning": one_of({}),
-    "tools": one_of([]),
-    "tool_choice": one_of("none", "auto"),
-    "parallel_tool_calls": anything,  # tools are refused, so it can mean nothing
     "previous_response_id": one_of(),
     "conversation": one_of(),
     "prompt": one_of(),
@@ -108,6 +108,28 @@ class ResponsesStreamOptions(Wire):
     include_obfuscation: bool = False
 
 
+def _one_item(given: object) -> object:
+    """Refuse an unknown kind by its name: of a union, pydantic would tell about all of them."""
+    kind = given.get("type") if isinstance(given, dict) else None
+    if isinstance(kind, str) and kind not in ("message", "function_call", "function_call_output"):
+        raise refuse("Items of type {kind} are not supported.", UNSUPPORTED, kind=repr(kind[:40]))
+    return given
+
+
+def _kind_of(given: object) -> str:
+    kind = given.get("type") if isinstance(given, dict) else getattr(given, "type", None)
+    return f"<{kind}>" if isinstance(kind, str) else "<message>"
+
+
+AnyItem = Annotated[
+    Annotated[Item, Tag("<message>")]
+    | Annotated[FunctionCall, Tag("<function_call>")]
+    | Annotated[FunctionCallOutput, Tag("<function_call_output>")],
+    Discriminator(_kind_of),
+    BeforeValidator(_one_item),
+]
+
+
 def _items(given: object) -> object:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
@@ -118,7 +140,9 @@ class ResponsesRequest(Wire):
     INERT: ClassVar[Inert] = INERT
 
     model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
-    input: Annotated[list[Item], BeforeValidator(_items, json_schema_input_type=str | list[Item]), Field(min_length=1)]
+    input: Annotated[
+        list[AnyItem], BeforeValidator(_items, json_schema_input_type=str | list[AnyItem]), Field(min_length=1)
+    ]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(SamplingParams.temperature, ge=0, le=5)
@@ -126,6 +150,11 @@ class ResponsesRequest(Wire):
     include: list[Literal["message.output_text.logprobs"]] = Field(default_factory=list, max_length=16)
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     text: TextConfig = TextConfig()
+    tools: list[Annotated[FunctionTool, BeforeValidator(known_tool)]] = Field(
+        default_factory=list, max_length=MAX_TOOLS
+    )
+    tool_choice: Choice = "auto"
+    parallel_tool_calls: bool = True
     metadata: dict[str, str] = Field(default_factory=dict, max_length=16)
     stream: bool = False
     stream_options: ResponsesStreamOptions | None = None
@@ -136,13 +165,43 @@ class ResponsesRequest(Wire):
             raise refuse("`stream_options` needs `stream` to be true.")
         if self.top_logprobs and not self.include:
             raise refuse("`top_logprobs` needs {name} in `include`.", name=LOGPROBS)
+        plan = self.tool_plan()
+        if plan is not None and plan.tools and self.include:
+            raise refuse("Log-probabilities of an answer that may hold calls are not supported here.", UNSUPPORTED)
+        if plan is not None and plan.force and self.text.format.type != "text":
+            raise refuse("A forced `tool_choice` decides what the answer looks like; `text.format` cannot.")
         return self
+
+    def tool_plan(self) -> ToolPlan | None:
+        """What is asked of tools, if anything."""
+        return tool_plan(
+            [tool.as_definition() for tool in self.tools],
+            self.tool_choice.as_choice() if isinstance(self.tool_choice, FlatChoice) else self.tool_choice,
+            parallel=self.parallel_tool_calls,
+            called_before=any(not isinstance(item, Item) for item in self.input),
+        )
+
+    def _messages(self) -> tuple[dict[str, Any], ...]:
+        """The chat; calls belong to the assistant's message before them, or make one."""
+        messages: list[dict[str, Any]] = []
+        if self.instructions:
+            messages.append({"role": "system", "content": self.instructions})
+        for item in self.input:
+            match item:
+                case Item():
+                    messages.append(item.as_dict())
+                case FunctionCallOutput():
+                    messages.append(item.as_message())
+                case FunctionCall():
+                    if not messages or messages[-1]["role"] != "assistant":
+                        messages.append({"role": "assistant", "content": ""})
+                    messages[-1].setdefault("tool_calls", []).append(item.as_call())
+        return tuple(messages)
 
     def generate_request(self, client: str) -> GenerateRequest:
         """As the engine takes it."""
-        system = [{"role": "system", "content": self.instructions}] if self.instructions else []
         return GenerateRequest(
-            messages=(*system, *(item.as_dict() for item in self.input)),
+            messages=self._messages(),
             sampling=SamplingParams(temperature=self.temperature, top_p=self.top_p),
             max_tokens=self.max_output_tokens,
             n_logprobs=self.top_logprobs if self.include else None,

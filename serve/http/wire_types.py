@@ -100,7 +100,9 @@ def validate(kind: type[_Request], raw: Mapping[str, Any]) -> _Request:
     except ValidationError as error:
         # What was given is left out: it may be part of a prompt.
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    param = ".".join(str(part)[:64] for part in first["loc"])
+    # A kind of a union stands in angle brackets: it is no field of the request.
+    fields = [part for part in first["loc"][:-1] if not str(part).startswith("<")] + list(first["loc"][-1:])
+    param = ".".join(str(part)[:64] for part in fields)
     match first["type"]:
         case "extra_forbidden":
             manner = " with this value" if param in kind.INERT else ""
