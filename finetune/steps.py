@@ -1,0 +1,118 @@
+"""One forward and backward pass over a batch."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_map
+
+from finetune.attention import packed_caches
+from finetune.body import Body
+from finetune.losses import cross_entropy_sum, linear_cross_entropy
+from finetune.optimizer import Tree
+from finetune.packing import Batch
+from finetune.recompute import recomputed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Supervised tokens are padded to a multiple of this, so that a compiled step is traced for few shapes.
+_ROUND = 128
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A batch on the device.
+
+    Attributes:
+        inputs: int32 (rows, length).
+        segments: int32 (rows, length).
+        places: int32 (n,): where in the flattened batch the supervised positions are.
+        targets: int32 (n,): their targets.
+        weights: fp32 (n,): 1, and 0 for what fills n up to a multiple of 128.
+    """
+
+    inputs: mx.array
+    segments: mx.array
+    places: mx.array
+    targets: mx.array
+    weights: mx.array
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Arrays":
+        """The arrays of a batch."""
+        places = np.flatnonzero(batch.supervised)
+        n = max(_ROUND, -(-len(places) // _ROUND) * _ROUND)
+        filled = np.zeros(n, np.int32)
+        filled[: len(places)] = places
+        targets = np.zeros(n, np.int32)
+        targets[: len(places)] = batch.targets.reshape(-1)[places]
+        weights = (np.arange(n) < len(places)).astype(np.float32)
+        return cls(*(mx.array(a) for a in (batch.inputs, batch.segments, filled, targets, weights)))
+
+    def __iter__(self) -> Any:
+        """The arrays in order, as arguments of a function."""
+        return iter((self.inputs, self.segments, self.places, self.targets, self.weights))
+
+
+class Stepper:
+    """Losses and gradients of a model.
+
+    Args:
+        body: The model.
+        packed: Rows hold several documents.
+        checkpointed: Blocks to compute again in the backward pass.
+        compute: Float type of the trained weights in the passes; their own copy stays fp32.
+        compiled: Trace the pass once for each shape. On a CPU that would need a C++ compiler and gains nothing.
+        head_is_trained: The output layer is among the trained weights.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        *,
+        packed: bool,
+        checkpointed: list[nn.Module],
+        compute: mx.Dtype,
+        compiled: bool,
+        head_is_trained: bool = False,
+    ) -> None:
+        self._body = body
+        self._packed = packed
+        self._checkpointed = checkpointed
+        self._compute = compute
+        self._trained = body.head_module if head_is_trained else None
+        self._gradient: Callable[..., tuple[mx.array, Tree]] = mx.value_and_grad(self._loss_of)
+        if compiled:
+            # Dropout draws from the random state, so it goes in and comes out.
+            wrap = partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
+            self._gradient = wrap(self._gradient)
+
+    def loss_and_gradient(self, parameters: Tree, batch: Batch) -> tuple[mx.array, Tree]:
+        """The summed loss of the batch's supervised tokens in nats, and its gradient by ``parameters`` (fp32)."""
+        with recomputed(self._checkpointed):
+            try:
+                return self._gradient(parameters, *Arrays.of(batch))
+            finally:
+                self._body.model.update(parameters)  # tracing leaves tracers in the model
+
+    def loss(self, batch: Batch) -> mx.array:
+        """The summed loss alone."""
+        return self._loss(*Arrays.of(batch))
+
+    def _loss_of(self, parameters: Tree, *arrays: mx.array) -> mx.array:
+        self._body.model.update(tree_map(lambda p: p.astype(self._compute), parameters))
+        return self._loss(*arrays)
+
+    def _loss(
+        self, inputs: mx.array, segments: mx.array, places: mx.array, targets: mx.array, weights: mx.array
+    ) -> mx.array:
+        caches = packed_caches(segments, len(self._body.model.layers)) if self._packed else None
+        hidden = self._body.run(inputs, caches)
+        hidden = hidden.reshape(-1, hidden.shape[-1])[places]
+        if self._body.head is None:
+            return cross_entropy_sum(hidden, targets, weights)
+        return linear_cross_entropy(self._body.head, hidden, targets, weights, trained=self._trained)
