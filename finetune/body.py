@@ -85,7 +85,7 @@ def _heads(owner: nn.Module, body: nn.Module) -> list[tuple[Head, nn.Module]]:
     if (linear := getattr(owner, "lm_head", None)) is not None:
         heads.append((linear, linear))
     embeddings = [getattr(body, name, None) for name in ("embed_tokens", "wte", "tok_embeddings", "embeddings")]
-    return [*heads, *((each.as_linear, each) for each in embeddings if hasattr(each, "as_linear"))]
+    return [*heads, *((each.as_linear, each) for each in embeddings if each is not None and hasattr(each, "as_linear"))]
 
 
 def _capped(head: Head, cap: float) -> Head:

@@ -37,11 +37,14 @@ def _checkpointing(call: Any, ids: set[int]) -> Any:
         if id(block) not in ids:
             return call(block, *args, **kwargs)
 
-        # Trainable weights must be arguments: what a checkpointed function closes over gets no gradient.
-        def inner(parameters: Any, *inner_args: Any) -> Any:
+        # Trainable weights must be arguments: what a checkpointed function closes over gets no gradient. Arguments that
+        # are no arrays (a mask that is a description) have no gradient, and mx.checkpoint takes none.
+        def inner(parameters: Any, arrays: list[mx.array]) -> Any:
             block.update(parameters)
-            return call(block, *inner_args, **kwargs)
+            left = iter(arrays)
+            return call(block, *(next(left) if isinstance(arg, mx.array) else arg for arg in args), **kwargs)
 
-        return mx.checkpoint(inner)(block.trainable_parameters(), *args)
+        arrays = [arg for arg in args if isinstance(arg, mx.array)]
+        return mx.checkpoint(inner)(block.trainable_parameters(), arrays)
 
     return forward

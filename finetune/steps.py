@@ -1,8 +1,9 @@
 """One forward and backward pass over a batch."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,13 +12,11 @@ from mlx.utils import tree_map
 
 from finetune.attention import packed_caches
 from finetune.body import Body
+from finetune.document_attention import DocumentCache, document_attention
 from finetune.losses import cross_entropy_sum, linear_cross_entropy
 from finetune.optimizer import Tree
 from finetune.packing import Batch
 from finetune.recompute import recomputed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # Supervised tokens are padded to a multiple of this, so that a compiled step is traced for few shapes.
 _ROUND = 128
@@ -64,6 +63,7 @@ class Stepper:
     Args:
         body: The model.
         packed: Rows hold several documents.
+        fused: The device has fused attention; else attention is computed a document at a time.
         checkpointed: Blocks to compute again in the backward pass.
         compute: Float type of the trained weights in the passes; their own copy stays fp32.
         compiled: Trace the pass once for each shape. On a CPU that would need a C++ compiler and gains nothing.
@@ -75,6 +75,7 @@ class Stepper:
         body: Body,
         *,
         packed: bool,
+        fused: bool,
         checkpointed: list[nn.Module],
         compute: mx.Dtype,
         compiled: bool,
@@ -82,18 +83,18 @@ class Stepper:
     ) -> None:
         self._body = body
         self._packed = packed
+        self._fused = fused
         self._checkpointed = checkpointed
         self._compute = compute
         self._trained = body.head_module if head_is_trained else None
-        self._gradient: Callable[..., tuple[mx.array, Tree]] = mx.value_and_grad(self._loss_of)
-        if compiled:
-            # Dropout draws from the random state, so it goes in and comes out.
-            wrap = partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
-            self._gradient = wrap(self._gradient)
+        gradient: Callable[..., tuple[mx.array, Tree]] = mx.value_and_grad(self._loss_of)
+        # Dropout draws from the random state, so it goes into a compiled pass and comes out.
+        compile_ = partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
+        self._gradient = compile_(gradient) if compiled else gradient
 
     def loss_and_gradient(self, parameters: Tree, batch: Batch) -> tuple[mx.array, Tree]:
         """The summed loss of the batch's supervised tokens in nats, and its gradient by ``parameters`` (fp32)."""
-        with recomputed(self._checkpointed):
+        with recomputed(self._checkpointed), document_attention():
             try:
                 return self._gradient(parameters, *Arrays.of(batch))
             finally:
@@ -101,7 +102,8 @@ class Stepper:
 
     def loss(self, batch: Batch) -> mx.array:
         """The summed loss alone."""
-        return self._loss(*Arrays.of(batch))
+        with document_attention():
+            return self._loss(*Arrays.of(batch))
 
     def _loss_of(self, parameters: Tree, *arrays: mx.array) -> mx.array:
         self._body.model.update(tree_map(lambda p: p.astype(self._compute), parameters))
@@ -110,9 +112,15 @@ class Stepper:
     def _loss(
         self, inputs: mx.array, segments: mx.array, places: mx.array, targets: mx.array, weights: mx.array
     ) -> mx.array:
-        caches = packed_caches(segments, len(self._body.model.layers)) if self._packed else None
-        hidden = self._body.run(inputs, caches)
+        hidden = self._body.run(inputs, self._caches(segments))
         hidden = hidden.reshape(-1, hidden.shape[-1])[places]
         if self._body.head is None:
             return cross_entropy_sum(hidden, targets, weights)
         return linear_cross_entropy(self._body.head, hidden, targets, weights, trained=self._trained)
+
+    def _caches(self, segments: mx.array) -> Sequence[Any] | None:
+        n_layers = len(self._body.model.layers)
+        if not self._packed:
+            return None
+        # Never traced there: a compiled step would know the documents of its first batch for ever.
+        return packed_caches(segments, n_layers) if self._fused else [DocumentCache(np.array(segments))] * n_layers

@@ -28,9 +28,9 @@ def adapted(recipe=RECIPE, **changes):
     return model, body
 
 
-def stepper(body, *, packed, which="none", compiled=False):
+def stepper(body, *, packed, which="none", fused=False, compiled=False):
     blocks = chosen(body.model.layers, which)
-    return Stepper(body, packed=packed, checkpointed=blocks, compute=mx.float32, compiled=compiled)
+    return Stepper(body, packed=packed, fused=fused, checkpointed=blocks, compute=mx.float32, compiled=compiled)
 
 
 def gradients(model, body, batches, **options):
@@ -67,14 +67,14 @@ def reference():
 
 
 @pytest.mark.parametrize("which", ["none", "alternate", "all"])
-@pytest.mark.parametrize("packed", [True, False])
-def test_loss_and_gradients_equal_those_of_documents_alone(reference, packed, which):
+@pytest.mark.parametrize(("packed", "fused"), [(True, True), (True, False), (False, True)])
+def test_loss_and_gradients_equal_those_of_documents_alone(reference, packed, fused, which):
     examples, loss, gradient = reference
     model, body = adapted()
     lengths = [len(example.tokens) - 1 for example in examples]
     rows = [[examples[i] for i in row] for row in pack(lengths, 64)] if packed else [[each] for each in examples]
     batches = [make_batch(rows[:2], 64), make_batch(rows[2:], 64)]
-    ours, our_gradient = gradients(model, body, batches, packed=packed, which=which)
+    ours, our_gradient = gradients(model, body, batches, packed=packed, fused=fused, which=which)
     assert ours == pytest.approx(loss, rel=1e-5)
     assert largest_difference(our_gradient, gradient) < 1e-5
 
@@ -86,15 +86,16 @@ def test_recomputation_leaves_the_class_as_it_was():
     assert type(model.layers[0]).__call__ is before
 
 
-def test_a_sliding_window_is_kept_inside_documents():
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_sliding_window_is_kept_inside_documents(fused):
     changes = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
     model, body = adapted(**changes)
     assert body.can_pack
     examples = random_examples(4, shortest=10)
     alone = [make_batch([[example]], 64) for example in examples]
     together = [make_batch([examples[:2], examples[2:]], 64)]
-    loss, gradient = gradients(model, body, alone, packed=True)
-    packed_loss, packed_gradient = gradients(model, body, together, packed=True)
+    loss, gradient = gradients(model, body, alone, packed=False)
+    packed_loss, packed_gradient = gradients(model, body, together, packed=True, fused=fused)
     assert packed_loss == pytest.approx(loss, rel=1e-5)
     assert largest_difference(packed_gradient, gradient) < 1e-5
 
@@ -156,7 +157,7 @@ def test_a_model_whose_parts_cannot_be_told_is_trained_whole():
     body = find_body(Whole(), 97)
     assert body.head is None
     batch = make_batch([random_examples(2)], 64)
-    whole = Stepper(body, packed=True, checkpointed=[], compute=mx.float32, compiled=False).loss(batch)
+    whole = stepper(body, packed=True).loss(batch)
     parts = stepper(find_body(tiny_llama(), 97), packed=True).loss(batch)
     assert whole.item() == pytest.approx(parts.item(), rel=1e-5)
 
