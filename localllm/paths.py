@@ -70,6 +70,11 @@ class Home:
         return self.root / "exports"
 
     @property
+    def snapshots(self) -> Path:
+        """What models made of long prompts, for the next time; a cache, made only where the setting asks for it."""
+        return self.root / "snapshots"
+
+    @property
     def database(self) -> Path:
         """Conversations and votes, in SQLite."""
         return self.root / "localllm.db"

@@ -31,6 +31,7 @@ class Settings(BaseModel):
     kv_type: Literal["f16", "q8_0"] = Field("f16", description="Of the KV cache; q8_0 takes half the memory.")
     guess: int = Field(24, ge=0, le=64, description="Tokens guessed at once from the text so far; 0 never guesses.")
     draft: str = Field("", description="A small model that guesses for larger ones of its family; empty for none.")
+    snapshots: float = Field(0, ge=0, description="Disk for what was made of long prompts, in GB; 0 keeps none.")
     memory_gb: float = Field(0, ge=0, description="Memory that models may use together; 0 chooses by the machine.")
     max_tokens: int = Field(0, ge=0, description="Longest answer in a chat; 0 means as long as the context allows.")
     temperature: float = Field(0.7, ge=0, le=5, description="Sampling temperature in a chat; 0 is greedy.")

@@ -18,6 +18,7 @@ from localllm.memory_safetensors import files_shape
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from localllm.settings import Settings
+from localllm.snapshots import snapshot_directory
 from serve.engine.types import Engine, EngineSpec
 
 _log = logging.getLogger(__name__)
@@ -73,12 +74,13 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a model is loaded with: its first file, tokens of context, bytes of memory, the draft model's file."""
+    """What a model is loaded with: file, tokens of context, bytes of memory, draft model, place for snapshots."""
 
     path: Path
     n_ctx: int
     memory: int
     draft: Path | None
+    snapshots: Path | None
 
 
 class Supervisor:
@@ -86,7 +88,8 @@ class Supervisor:
 
     Args:
         store: Where models are.
-        settings: ``ctx``, ``threads``, ``gpu_layers``, ``kv_type``, ``guess`` and ``draft`` are used.
+        settings: ``ctx``, ``threads``, ``gpu_layers``, ``kv_type``, ``guess``, ``draft`` and
+            ``snapshots`` are used.
         machine: Tells the memory of this machine; called at every load.
         start_engine: Starts a model's process.
         logs: Directory for the engines' log files.
@@ -225,6 +228,8 @@ class Supervisor:
                 kv_type=self._settings.kv_type,
                 n_guess=self._settings.guess,
                 draft_path=str(plan.draft or ""),
+                snapshot_dir=str(plan.snapshots or ""),
+                snapshot_bytes=int(self._settings.snapshots * 1e9),
             )
             log_path = self._logs / f"engine-{slot.manifest.name}-{slot.manifest.variant}.log"
             began = time.monotonic()
@@ -246,7 +251,9 @@ class Supervisor:
         draft, draft_memory = self._draft(manifest, shape)
         machine = replace(machine, budget=machine.budget - draft_memory)
         fit = require_fit(shape, machine, self._settings.ctx, kv_bytes=KV_BYTES[self._settings.kv_type])
-        return _Plan(paths[0], fit.n_ctx, fit.need.total + draft_memory, draft)
+        keeps = self._settings.snapshots > 0 and manifest.format == "gguf"
+        snapshots = snapshot_directory(self._store.home, manifest.files[0].sha256) if keeps else None
+        return _Plan(paths[0], fit.n_ctx, fit.need.total + draft_memory, draft, snapshots)
 
     def _draft(self, manifest: Manifest, shape: ModelShape) -> tuple[Path | None, int]:
         """The draft model's file and the memory that it takes; none for itself, and for a model it cannot help."""

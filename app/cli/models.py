@@ -15,6 +15,7 @@ from localllm.models.names import parse_model_name
 from localllm.models.store import ModelStore
 from localllm.paths import Home
 from localllm.sanitize import one_line
+from localllm.snapshots import remove_model_snapshots
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -170,6 +171,8 @@ def _discard(store: ModelStore, directory: Path) -> str:
     """Remove a model; what became of its files."""
     model = next((model for model in store.list() if store.directory(model) == directory), None)
     freed = store.discard(directory)
+    if model is not None:
+        freed += remove_model_snapshots(store.home, model.files[0].sha256)
     if model is not None and store.is_reference(model):
         return f"only the reference: {model.files[0].path} stays"
     if model is not None and not freed:

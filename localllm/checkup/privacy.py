@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from localllm.checkup.finding import Finding
+from localllm.memory import gigabytes
 from localllm.paths import Home
 from localllm.sanitize import one_line
 from localllm.settings import Settings
+from localllm.snapshots import snapshot_bytes
 
 _OTHERS = 0o077
 # Parts of paths that a synchronising service watches, and its name.
@@ -44,6 +46,12 @@ def check_files(home: Home) -> list[Finding]:
         text = f"Modes inside it that would let others in: {len(loose)}, such as that of {shown}"
         # Inside a directory that others may not enter, such a mode does harm only once the file is moved.
         findings.append(Finding("problem" if entered else "warn", text, tighten))
+    if home.snapshots.is_dir():
+        size = gigabytes(snapshot_bytes(home))
+        text = (
+            f"What models made of long prompts is kept in {home.snapshots} ({size}); deleting a conversation clears it"
+        )
+        findings.append(Finding("ok", text))
     synced = next((name for part in home.root.parts if (name := _SYNCED.get(part.lower()))), None)
     if synced:
         text = f"The home is inside {synced}: conversations leave this machine with it"

@@ -8,7 +8,7 @@ from serve.engine.constraint_types import TokenMatcher
 from serve.engine.llama import LlamaContext, LlamaModel, SamplerChain
 from serve.engine.llama_adapters import LoadedAdapters
 from serve.engine.logprobs import Logits
-from serve.engine.request import Adapter, AdapterSet
+from serve.engine.request import Adapter, AdapterSet, State
 from serve.engine.types import SamplingParams
 
 
@@ -60,6 +60,12 @@ class Backend(Protocol):
     def use_adapters(self, adapters: AdapterSet) -> None:
         """Compute the next batches with ``adapters``, which have been loaded; no change costs nothing."""
 
+    def state(self, seq: int) -> State:
+        """What a sequence holds, as bytes that :meth:`restore` takes."""
+
+    def restore(self, seq: int, state: State) -> bool:
+        """Fill an empty sequence; False where the cache has no room for it."""
+
     def chain(self, params: SamplingParams, prompt: Sequence[int]) -> Chain:
         """A new sampler."""
 
@@ -104,6 +110,8 @@ class LlamaBackend:
         self.clear_batch = context.batch.clear
         self.add = context.batch.add
         self.decode = context.decode
+        self.state = context.state
+        self.restore = context.restore
         self.piece = model.piece
         self.token_text = model.token_text
         self._candidates = Candidates(model.n_vocab)

@@ -265,6 +265,18 @@ class LlamaContext:
         """Forget positions ``start…`` of ``seq``; False where this memory cannot drop a tail."""
         return bool(lib.llama_memory_seq_rm(self._memory, seq, start, -1))
 
+    def state(self, seq: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        """The cells of ``seq``, for :meth:`restore` of a context of the same model and kind."""
+        size = lib.llama_state_seq_get_size(self.handle, seq)
+        data = np.empty(size, np.uint8)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return data[: lib.llama_state_seq_get_data(self.handle, pointer, size, seq)]
+
+    def restore(self, seq: int, state: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> bool:
+        """Fill the empty ``seq``; False where there is no room, or llama.cpp refuses the state."""
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        return bool(lib.llama_state_seq_set_data(self.handle, pointer, len(state), seq))
+
     def logits(self, row: int, n_vocab: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The logits of ``row`` of the last batch, float32 of shape (n_vocab,); valid until the next batch."""
         return np.ctypeslib.as_array(lib.llama_get_logits_ith(self.handle, row), shape=(n_vocab,))

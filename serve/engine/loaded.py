@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
+from llama_cpp import __version__ as llama_version
 
 from serve.engine.backend import LlamaBackend
 from serve.engine.draft import Drafter
@@ -15,6 +16,7 @@ from serve.engine.llama_adapters import AdapterChecker, LoadedAdapters
 from serve.engine.llama_pool import LlamaPooling, pooling_type
 from serve.engine.request import AdapterSet
 from serve.engine.scheduler import Scheduler
+from serve.engine.snapshots import Snapshots
 from serve.engine.text_model import ChatFormat, TextModel
 from serve.engine.types import EngineInfo, EngineSpec, GenerateRequest
 from serve.toolcalls.formats import tool_format
@@ -82,7 +84,11 @@ class LoadedModel(TextModel):
             adapters = LoadedAdapters(self._model, context)
             backend = LlamaBackend(self._model, context, n_seq, adapters)
             self.scheduler = Scheduler(
-                backend, n_parallel=spec.n_parallel, max_guess=spec.n_guess, drafter=self._drafter(n_ctx)
+                backend,
+                n_parallel=spec.n_parallel,
+                max_guess=spec.n_guess,
+                drafter=self._drafter(n_ctx),
+                snapshots=self._snapshots(),
             )
         self.info = EngineInfo(
             architecture=architecture,
@@ -106,6 +112,18 @@ class LoadedModel(TextModel):
             n_gpu_layers=self._spec.n_gpu_layers,
             n_threads=self._n_threads,
         )
+
+    def _snapshots(self) -> Snapshots | None:
+        if not self._spec.snapshot_dir:
+            return None
+        # llama.cpp checks the layout of a state, not what computed it.
+        kind = f"llama.cpp {llama_version} {self._spec.kv_type} {self._spec.flash_attn}"
+        return Snapshots(Path(self._spec.snapshot_dir), self._spec.snapshot_bytes, kind)
+
+    def stop(self) -> None:
+        """As :meth:`serve.engine.model.Model.stop`."""
+        if self.scheduler is not None:
+            self.scheduler.save()
 
     def adapters(self, request: GenerateRequest) -> AdapterSet:
         """What the request is to be computed with; see :meth:`serve.engine.model.Model.adapters`."""

@@ -71,6 +71,9 @@ class MLXModel(TextModel):
             raise RequestError("MLX cannot change adapters from one request to the next.", param="adapters")
         return ()
 
+    def stop(self) -> None:
+        """Nothing: this engine keeps no prefixes on the disk."""
+
     @cached_property
     def _grammars(self) -> "GrammarVocabulary":
         # Made for the first constrained answer: it costs up to a second, and 30 ms of imports.

@@ -71,6 +71,9 @@ class Model(Protocol):
     def pooling(self) -> Pooling | None:
         """Makes embeddings and scores; None for an engine that can do neither."""
 
+    def stop(self) -> None:
+        """Keep what the next process can use; the last thing that the engine thread does."""
+
     def tokenize(self, request: GenerateRequest) -> Sequence[int]:
         """The prompt's token ids.
 

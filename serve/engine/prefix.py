@@ -4,8 +4,9 @@ With a unified cache a sequence may begin with the cells of another at no cost, 
 needed: comparing a prompt with each of some dozen sequences takes microseconds.
 """
 
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,13 +24,15 @@ class Parked:
         seq: The sequence.
         tokens: What its cells hold.
         owner: Whose request it was, with which adapters; nobody else's begins with it.
-        last_used: When it was last of use.
+        last_used: When it was last of use, by the scheduler's clock.
+        born: When it was parked, in seconds since the epoch.
     """
 
     seq: int
     tokens: Tokens
     owner: Owner
     last_used: float
+    born: float = field(default_factory=time.time)
 
 
 def as_tokens(tokens: Sequence[int]) -> Tokens:

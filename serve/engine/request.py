@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from serve.engine.backend import Chain  # imports llama.cpp, which the MLX engine's process does without
 
 Tokens = np.ndarray[tuple[int], np.dtype[np.int32]]
+# What a sequence of the KV cache holds, as bytes.
+State = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)

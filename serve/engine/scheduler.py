@@ -19,8 +19,10 @@ from serve.engine.logprobs import token_logprob
 from serve.engine.lookup import Lookup
 from serve.engine.order import due, giving_way, in_turn, too_late
 from serve.engine.pace import Pace
-from serve.engine.prefix import MIN_SHARED, Parked, about_to_hold, adds_nothing, as_tokens, longest_prefix
+from serve.engine.parking import Parking
+from serve.engine.prefix import MIN_SHARED, Parked, about_to_hold, as_tokens
 from serve.engine.request import Job, JobEvent, Running
+from serve.engine.snapshots import Snapshots
 from serve.engine.speculation import Speculation
 from serve.engine.text import TextStream
 from serve.engine.types import Delta, Finished, FinishReason, PromptLogprobs, Started, TokenLogprob, Usage
@@ -42,6 +44,7 @@ class Scheduler:
         max_waiting: Jobs that wait at most; one more is refused.
         max_guess: Tokens guessed from the text so far at once; 0 never guesses.
         drafter: A second model that guesses too.
+        snapshots: Where prefixes go that have no room in memory; None where they are forgotten.
         clock: Seconds; for tests.
     """
 
@@ -53,6 +56,7 @@ class Scheduler:
         max_waiting: int = 256,
         max_guess: int = 0,
         drafter: Drafter | None = None,
+        snapshots: Snapshots | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._backend = backend
@@ -63,8 +67,8 @@ class Scheduler:
         self._clock = clock
         self._waiting: deque[Running] = deque()
         self._running: list[Running] = []
-        self._parked: list[Parked] = []
         self._free = list(range(backend.n_seq - 1, -1, -1))
+        self._parking = Parking(backend, self._free, backend.n_seq - n_parallel, snapshots)
         self._hold = False  # after a request had to give way, none is admitted until another has ended
         self._pace = Pace()
         self._turns = AdapterTurns(backend.use_adapters)
@@ -108,6 +112,10 @@ class Scheduler:
             if request.job.id == job_id:
                 self._retire(request)
                 return
+
+    def save(self) -> None:
+        """Keep what is parked on the disk, where it is to be kept: the process is about to end."""
+        self._parking.save()
 
     def step(self) -> list[JobEvent]:
         """Admit, decode one batch, sample; the events of all jobs it touched.
@@ -169,7 +177,8 @@ class Scheduler:
         if not self._backend.can_share or request.job.prompt_logprobs:
             return None, 0  # the prompt's own logits are wanted, so all of it is computed
         # The last token is always computed anew: its logits are needed.
-        return longest_prefix(as_tokens(request.tokens[:-1]), request.job.owner, self._parked, self._running)
+        wanted = as_tokens(request.tokens[:-1])
+        return self._parking.find(wanted, request.job.owner, self._running, self._clock())
 
     def _should_wait(self, request: Running, n_shared: int) -> bool:
         """Whether somebody is just computing what this request begins with."""
@@ -228,8 +237,7 @@ class Scheduler:
 
     def _make_room(self) -> bool:
         """Free some of the cache: the oldest parked sequence, else a request, if it is not the only one."""
-        if self._parked:
-            self._evict(min(self._parked, key=lambda parked: parked.last_used))
+        if self._parking.evict():
             return True
         if len(self._running) < 2:
             return False
@@ -368,14 +376,4 @@ class Scheduler:
             self._free.append(request.seq)
             return
         tokens = as_tokens(request.tokens[: request.n_past])
-        new = Parked(request.seq, tokens, request.job.owner, self._clock())
-        for old in [parked for parked in self._parked if adds_nothing(parked, new)]:
-            self._evict(old)
-        self._parked.append(new)
-        while len(self._parked) > self._backend.n_seq - self._n_parallel:
-            self._evict(min(self._parked, key=lambda parked: parked.last_used))
-
-    def _evict(self, parked: Parked) -> None:
-        self._parked.remove(parked)
-        self._backend.drop(parked.seq)
-        self._free.append(parked.seq)
+        self._parking.park(Parked(request.seq, tokens, request.job.owner, self._clock()))

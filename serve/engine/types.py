@@ -29,6 +29,8 @@ class EngineSpec:
         n_guess: Tokens guessed at once from the text so far, at most; 0 never guesses.
         draft_path: GGUF file of a smaller model with the same vocabulary, which guesses too; empty for none.
             ``llama`` only, and of no use to a model that makes embeddings.
+        snapshot_dir: Directory of this model's prefixes on the disk; empty keeps none. ``llama`` only.
+        snapshot_bytes: What the snapshots of all models may take.
     """
 
     path: str
@@ -43,6 +45,8 @@ class EngineSpec:
     kv_type: Literal["f16", "q8_0"] = "f16"
     n_guess: int = 24
     draft_path: str = ""
+    snapshot_dir: str = ""
+    snapshot_bytes: int = 0
 
 
 @dataclass(frozen=True)

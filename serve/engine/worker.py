@@ -29,6 +29,9 @@ log = logging.getLogger("serve.engine")
 
 Task = Callable[[], None]
 
+# What the other end waits for, and a little less: it kills this process then.
+_STOP_SECONDS = 2.5
+
 
 class Channel:
     """The engine's end of the pipe. Frames may be sent from any thread."""
@@ -213,8 +216,9 @@ def main() -> int:
     first = channel.receive()
     if first is None:
         return 0
+    spec = EngineSpec(**first["load"])
     try:
-        model = _load(EngineSpec(**first["load"]))
+        model = _load(spec)
     except LocalLLMError as error:
         channel.send({"failed": wire.error_to_wire(error)})
         return 1
@@ -223,6 +227,10 @@ def main() -> int:
     thread = threading.Thread(target=_run_or_die, args=(engine.run,), name="engine")
     thread.start()
     Worker(model, channel, engine).serve()
+    if spec.snapshot_dir:
+        engine.post(model.stop)
+        engine.post(None)
+        thread.join(_STOP_SECONDS)
     # The engine thread may be deep in a long batch whose result nobody waits for.
     os._exit(0)
 

@@ -100,7 +100,7 @@ async def run_server(
         ServerError: The address cannot be bound.
     """
     token = secrets.token_urlsafe(32)
-    keys = Keys([token, options.api_key], KeyStore(home))
+    keys = Keys([options.api_key], KeyStore(home), token=token)
     keyed = bool(options.api_key) or keys.any_named
     with _only_server(home), _bound_socket(options, keyed=keyed) as bound:
         host, port = bound.getsockname()[:2]

@@ -3,8 +3,10 @@
 Any mistake in positions, sharing, batching or resuming therefore changes the text.
 """
 
+import json
 import zlib
 from collections.abc import Collection, Sequence
+from dataclasses import astuple
 
 import numpy as np
 
@@ -121,6 +123,22 @@ class FakeBackend:
             assert self.can_share, "this memory cannot drop a tail"
             assert start < len(self.cells[seq])
             self.cells[seq] = self.cells[seq][:start]
+
+    def state(self, seq: int) -> np.ndarray:
+        held = [[token, [astuple(adapter) for adapter in adapters]] for _, token, adapters in self.cells[seq]]
+        return np.frombuffer(json.dumps(held).encode(), np.uint8)
+
+    def restore(self, seq: int, state: np.ndarray) -> bool:
+        assert not self.cells.get(seq), "the sequence must be empty"
+        held = json.loads(bytes(state))
+        if len({cell for cells in self.cells.values() for cell, _, _ in cells}) + len(held) > self.n_ctx:
+            return False
+        self.cells[seq] = [
+            (self._next_cell + i, token, tuple(Adapter(*adapter) for adapter in adapters))
+            for i, (token, adapters) in enumerate(held)
+        ]
+        self._next_cell += len(held)
+        return True
 
     def chain(self, params: SamplingParams, prompt: Sequence[int]) -> FakeChain:
         self.chains.append(FakeChain())

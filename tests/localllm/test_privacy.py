@@ -9,6 +9,7 @@ import pytest
 from localllm.checkup.privacy import check_files, check_network, check_server, is_loopback, listening
 from localllm.paths import Home
 from localllm.settings import Settings
+from localllm.snapshots import ensure_directory, snapshot_directory
 
 
 def levels(findings):
@@ -36,6 +37,16 @@ def test_a_readable_file_in_the_home(home, root_mode, expected):
     found = check_files(home)
     assert levels(found) == expected
     assert "localllm.db" in found[1].text
+
+
+def test_the_place_of_snapshots_is_named(home):
+    directory = snapshot_directory(home, "ab" * 32)
+    ensure_directory(directory)
+    (directory / "x.kv").write_bytes(bytes(2_000_000))
+    (directory / "x.kv").chmod(0o600)
+    found = check_files(home)
+    assert levels(found) == ["ok", "ok"]
+    assert str(home.snapshots) in found[1].text
 
 
 def test_links_in_the_home_are_not_judged(home, tmp_path):

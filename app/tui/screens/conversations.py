@@ -23,6 +23,7 @@ from app.tui.widgets.status import Speed, StatusLine
 from app.tui.widgets.transcript import Transcript
 from localllm.errors import ConversationError, LocalLLMError
 from localllm.sanitize import one_line
+from localllm.snapshots import clear_snapshots
 
 if TYPE_CHECKING:
     from localllm.conversations import Conversation, Message
@@ -236,6 +237,7 @@ class ConversationsScreen(Screen[None]):
         self.session.cancel(conversation_id)
         title = one_line(self.store.get(conversation_id).title, 40) or UNTITLED
         self.store.delete(conversation_id)
+        clear_snapshots(self.session.home)  # a cache that may hold its text
         self._deleted.append(conversation_id)
         if conversation_id == self.conversation_id:
             self.conversation = None

@@ -15,6 +15,7 @@ from app.cli.main import main
 from app.cli.models import human_count
 from localllm.jobs.store import JobStore
 from localllm.models.store import ModelStore
+from localllm.snapshots import ensure_directory, snapshot_directory
 from tests.fakes.gguf_files import write_tiny_gguf, write_tiny_lora
 from tests.fakes.hub import FakeHub, FakeRepository
 
@@ -96,11 +97,18 @@ def test_pull_list_show_and_remove(home, tiny, capsys):
     assert main(["models", "show", "tiny", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"][0]["path"] == "tiny.F16.gguf"
 
+    store = ModelStore(home)
+    kept = snapshot_directory(home, store.resolve("tiny").files[0].sha256)
+    ensure_directory(kept)
+    (kept / "x.kv").touch()
+
     assert main(["models", "rm", "tiny"]) == 2
+    assert kept.exists()
     assert "--yes" in capsys.readouterr().err
     assert main(["models", "rm", "tiny", "tiny:f16", "--yes"]) == 0
     assert "another link" in capsys.readouterr().out
     assert tiny.exists()
+    assert not kept.exists()
     assert main(["models"]) == 0
     out, err = capsys.readouterr()
     assert (out, "localllm pull starter" in err) == ("", True)

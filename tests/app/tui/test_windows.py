@@ -7,6 +7,7 @@ from app.tui.screens.model_picker import ModelPicker, check_fit
 from localllm.errors import NetworkError
 from localllm.models.pull import PullProgress
 from localllm.settings import load_settings
+from localllm.snapshots import ensure_directory, snapshot_directory
 from tests.app.tui.conftest import put_model
 from tests.app.tui.test_chat import notices, shown, wait_for, write
 from tests.fakes.client import Answer, FakeClient
@@ -34,7 +35,10 @@ def copied(app):
 # ── conversations ──
 
 
-async def test_delete_and_undo(app, settle, conversations):
+async def test_delete_and_undo(app, home, settle, conversations):
+    snapshot = snapshot_directory(home, "ab" * 32) / "x.kv"
+    ensure_directory(snapshot.parent)
+    snapshot.touch()
     async with app.run_test(size=(120, 40)) as pilot:
         await say(pilot, settle, "First")
         await pilot.press("ctrl+n")
@@ -44,6 +48,7 @@ async def test_delete_and_undo(app, settle, conversations):
         assert [c.title for c in conversations.list()] == ["First"]
         assert shown(app)[0][1] == "First"
         assert "Deleted “Second”" in notices(app)
+        assert not snapshot.exists(), "it may hold the deleted text"
         await pilot.press("f8")
         await settle(pilot)
         assert [c.title for c in conversations.list()] == ["Second", "First"]

@@ -170,5 +170,14 @@ async def test_without_a_key_everybody_is_one_client(serve):
     assert served.engine.requests[0].client == ""
 
 
+def test_the_token_is_one_client_in_every_run_and_no_keys_holder():
+    def client(keys, given):
+        return keys.accept(Headers({"x-api-key": given})).client
+
+    keys, later = Keys(["k"], token="first"), Keys(["k"], token="second")
+    assert client(keys, "first") == client(later, "second") != client(keys, "k")
+    assert later.accept(Headers({"x-api-key": "first"})) is None
+
+
 def test_no_key_opens_nothing():
     assert Keys(["", ""]).accept(Headers({"authorization": "Bearer ", "x-api-key": ""})) is None
