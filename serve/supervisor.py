@@ -5,6 +5,7 @@ Names are looked up in the model store and nowhere else, so no request can make 
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -45,6 +46,7 @@ class LoadedModel:
         memory: Bytes reckoned for it.
         requests: Requests under way.
         pid: Process id of its engine.
+        expires: Seconds until it is unloaded if nobody uses it; None for never.
     """
 
     name: str
@@ -52,6 +54,7 @@ class LoadedModel:
     memory: int
     requests: int
     pid: int
+    expires: float | None = None
 
 
 @dataclass
@@ -66,6 +69,11 @@ class _Slot:
     waiting: int = 0  # requests that wait for it
     draining: bool = False  # it answers what it has begun, then makes room
     last_used: float = 0.0
+    keep_alive: float | None = None  # seconds, as its last request asked; None for what the settings say
+
+    @property
+    def unused(self) -> bool:
+        return not self.active and not self.waiting
 
     @property
     def name(self) -> str:
@@ -118,10 +126,16 @@ class Supervisor:
         # One load at a time: two could each find room that only one of them can have.
         self._load_lock = asyncio.Lock()
         self._closed = False
+        self._ending: set[asyncio.Task[None]] = set()  # unloads that nobody waits for
 
     @asynccontextmanager
-    async def engine(self, name: str) -> AsyncIterator[tuple[Manifest, Engine]]:
+    async def engine(self, name: str, keep_alive: float | None = None) -> AsyncIterator[tuple[Manifest, Engine]]:
         """The engine of a model, loaded if need be, and kept while inside.
+
+        Args:
+            name: The model's.
+            keep_alive: Seconds that it stays afterwards, until the next request says otherwise: 0 unloads it at once,
+                infinity never. None for what the settings say.
 
         A caller that is cancelled while it waits does not stop the load: others may wait for it, and the next request
         finds it done.
@@ -140,18 +154,25 @@ class Supervisor:
         finally:
             slot.waiting -= 1
         slot.active += 1
+        slot.keep_alive = keep_alive
         try:
             yield slot.manifest, engine
         finally:
             slot.active -= 1
             slot.last_used = time.monotonic()
             self._tell_change()
+            if slot.keep_alive == 0 and slot.unused:
+                # Not here: whoever leaves may be cancelled meanwhile, and need not wait for it.
+                self._ending.add(task := asyncio.create_task(self._unload(slot)))
+                task.add_done_callback(self._ending.discard)
 
     def loaded(self) -> list[LoadedModel]:
         """The models in memory, sorted by name."""
         return sorted(
             (
-                LoadedModel(slot.name, engine.info.n_ctx, slot.memory, slot.active, engine.info.pid)
+                LoadedModel(
+                    slot.name, engine.info.n_ctx, slot.memory, slot.active, engine.info.pid, self._expires(slot)
+                )
                 for slot in self._slots.values()
                 if (engine := slot.engine) is not None and engine.alive
             ),
@@ -159,13 +180,28 @@ class Supervisor:
         )
 
     async def unload_idle(self, seconds: float) -> None:
-        """Unload the models that nobody has used for ``seconds``."""
-        latest = time.monotonic() - seconds
+        """Unload the models that nobody has used for ``seconds``, or for as long as their last request asked."""
+        now = time.monotonic()
         for slot in list(self._slots.values()):
-            unused = not slot.active and not slot.waiting and slot.last_used < latest
-            if unused and slot.engine is not None and slot.loading is None:
-                _log.info("unloading %s: unused for %.0f s", slot.name, seconds)
+            kept = seconds if slot.keep_alive is None else slot.keep_alive
+            expired = slot.unused and slot.last_used + kept < now
+            if expired and slot.engine is not None and slot.loading is None:
+                _log.info("unloading %s: unused for %.0f s", slot.name, now - slot.last_used)
                 await self._unload(slot)
+
+    async def unload(self, name: str) -> Manifest:
+        """Unload a model, if it is loaded: at once, or when the requests that it is answering have ended.
+
+        Raises:
+            ModelNotFoundError: The store has no such model.
+        """
+        manifest = await asyncio.to_thread(self._resolve, name)
+        for slot in [slot for slot in self._slots.values() if slot.manifest.model_name == manifest.model_name]:
+            slot.keep_alive = 0
+            if slot.unused and slot.engine is not None and slot.loading is None:
+                _log.info("unloading %s: asked to", slot.name)
+                await self._unload(slot)
+        return manifest
 
     async def close(self) -> None:
         """End every engine; requests under way fail with EngineDiedError."""
@@ -176,7 +212,14 @@ class Supervisor:
         await asyncio.gather(*loading, return_exceptions=True)
         engines = [slot.engine for slot in self._slots.values() if slot.engine is not None]
         self._slots.clear()
-        await asyncio.gather(*(engine.close() for engine in engines))
+        await asyncio.gather(*(engine.close() for engine in engines), *self._ending)
+
+    def _expires(self, slot: _Slot) -> float | None:
+        # Of the settings, 0 keeps a model for ever; of a request, it does not.
+        kept = (self._settings.keep_alive or math.inf) if slot.keep_alive is None else slot.keep_alive
+        if kept == math.inf:
+            return None
+        return kept if slot.active else max(0.0, slot.last_used + kept - time.monotonic())
 
     def _resolve(self, name: str) -> Manifest:
         try:

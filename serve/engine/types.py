@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from localllm.errors import RequestError
 from serve.engine.constraint_types import Constraint
 from serve.toolcalls.types import ToolFormat
 
@@ -148,6 +149,11 @@ class GenerateRequest:
     adapters: tuple[tuple[str, float], ...] = ()
     priority: int = 0
     deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        # An answer of no tokens is only asked for where the prompt itself is to be scored.
+        if self.max_tokens is not None and self.max_tokens < (0 if self.prompt_logprobs else 1):
+            raise RequestError("`max_tokens` must be 1 or more.", "Only an echoed prompt may have 0.", "max_tokens")
 
 
 @dataclass(frozen=True)

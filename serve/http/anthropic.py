@@ -8,7 +8,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from localllm.errors import ContextLengthError
 from serve.engine.types import Delta, Finished, Started, Usage
 from serve.http.anthropic_blocks import BlockEvents, event, whole_blocks
 from serve.http.anthropic_types import CountTokensRequest, MessagesRequest
@@ -24,7 +23,9 @@ from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
 
 _NO_STOP = {"stop_reason": None, "stop_sequence": None}
-_STREAM = StreamStyle("text/event-stream", lambda reply: sse_event(error_body("anthropic", reply), "error"))
+_STREAM = StreamStyle(
+    "text/event-stream", lambda reply: sse_event(error_body("anthropic", reply), "error"), event("ping")
+)
 
 
 class AnthropicRoutes:
@@ -81,17 +82,10 @@ class AnthropicRoutes:
             yield event("message_stop")
 
     async def _count(self, body: CountTokensRequest, client: str) -> int:
-        """Tokens of a prompt, known as soon as the engine has admitted it; then it is cancelled."""
+        """Tokens of a prompt; nothing is generated."""
         async with self._supervisor.engine(body.model) as (_, engine):
             answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
-            async with aclosing(generate_all(engine, [answer.request])) as events:
-                try:
-                    async for _, item in events:
-                        if isinstance(item, Started):
-                            return item.n_prompt
-                except ContextLengthError as error:
-                    return error.n_prompt
-        raise AssertionError("an engine's events begin with Started or with an error")
+            return len(await engine.prompt_tokens(answer.request))
 
 
 def _stop_fields(finished: Finished, answer: ToolAnswer) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """``/v1/models``, ``/health``, ``/metrics`` and the app's own routes below ``/internal/``."""
 
 import asyncio
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -14,11 +14,14 @@ from localllm.errors import ModelNotFoundError, UsageError
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from serve.http.disconnect import unless_disconnected
+from serve.http.errors import HTTPError
 from serve.http.json_body import parse_json
 from serve.http.metrics import Metrics
 from serve.http.openai_types import LoadRequest
 from serve.http.wire_types import validate
 from serve.supervisor import Supervisor
+
+_ANTHROPIC = "anthropic-version"  # a header that its clients always send
 
 
 class CatalogueRoutes:
@@ -31,8 +34,11 @@ class CatalogueRoutes:
     def __init__(self, store: ModelStore) -> None:
         self._store = store
 
-    async def models(self, _request: Request) -> Response:
-        """``GET /v1/models``: what is here, whether it is loaded or not."""
+    async def models(self, request: Request) -> Response:
+        """``GET /v1/models``: what is here, whether it is loaded or not; for Anthropic's clients in their own shape."""
+        if _ANTHROPIC in request.headers:
+            models = [_anthropic_fields(manifest) for manifest in await asyncio.to_thread(self._store.list)]
+            return JSONResponse(page_of(models, request.query_params))
         data = [_model_fields(manifest) for manifest in await asyncio.to_thread(self._store.list)]
         return JSONResponse({"object": "list", "data": data})
 
@@ -42,7 +48,7 @@ class CatalogueRoutes:
             manifest = await asyncio.to_thread(self._store.resolve, request.path_params["model"])
         except UsageError as error:
             raise ModelNotFoundError(error.message, error.hint) from None
-        return JSONResponse(_model_fields(manifest))
+        return JSONResponse((_anthropic_fields if _ANTHROPIC in request.headers else _model_fields)(manifest))
 
 
 class InternalRoutes:
@@ -84,6 +90,39 @@ class InternalRoutes:
     async def _load(self, name: str) -> dict[str, Any]:
         async with self._supervisor.engine(name) as (manifest, engine):
             return {"model": str(manifest.model_name), "n_ctx": engine.info.n_ctx}
+
+
+def page_of(models: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
+    """A page of Anthropic's list.
+
+    Args:
+        models: All of them.
+        query: ``limit`` (20 without it), and one of ``after_id`` and ``before_id``.
+
+    Raises:
+        HTTPError: 400, naming what is wrong.
+    """
+    limit, ids = query.get("limit", "20"), [model["id"] for model in models]
+    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= 1000:
+        raise HTTPError(400, "invalid_value", "`limit` is a number from 1 to 1000.", param="limit")
+    start, end = 0, len(ids)
+    for name in ("after_id", "before_id"):
+        if name not in query:
+            continue
+        if query[name] not in ids:
+            raise HTTPError(400, "invalid_value", f"`{name}` names no model of the list.", param=name)
+        place = ids.index(query[name])
+        start, end = (place + 1, end) if name == "after_id" else (start, place)
+    # Backwards, the page ends where it is asked to.
+    page = models[start:end][-int(limit) :] if "before_id" in query else models[start:end][: int(limit)]
+    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
+    return {"data": list(page), "has_more": len(page) < end - start, **ends}
+
+
+def _anthropic_fields(manifest: Manifest) -> dict[str, Any]:
+    name = str(manifest.model_name)
+    created = datetime.fromtimestamp(_unix_seconds(manifest.created), UTC).isoformat().replace("+00:00", "Z")
+    return {"type": "model", "id": name, "display_name": name, "created_at": created, "lifecycle": "active"}
 
 
 def _model_fields(manifest: Manifest) -> dict[str, Any]:

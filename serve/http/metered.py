@@ -37,9 +37,9 @@ class MeteredSupervisor(Supervisor):
         metrics.show_models(self.loaded)
 
     @asynccontextmanager
-    async def engine(self, name: str) -> AsyncIterator[tuple[Manifest, Engine]]:
+    async def engine(self, name: str, keep_alive: float | None = None) -> AsyncIterator[tuple[Manifest, Engine]]:
         """As :meth:`Supervisor.engine`."""
-        async with super().engine(name) as (manifest, engine):
+        async with super().engine(name, keep_alive) as (manifest, engine):
             yield manifest, MeteredEngine(engine, self._metrics, str(manifest.model_name))
 
 

@@ -14,7 +14,6 @@ from serve.engine.types import Delta, Finished, TokenLogprob
 from serve.http.completion import complete
 from serve.http.dialects import error_body
 from serve.http.disconnect import unless_disconnected
-from serve.http.errors import HTTPError
 from serve.http.fanout import generate_all
 from serve.http.guards import client_of
 from serve.http.json_body import parse_json
@@ -34,7 +33,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 _NOTHING: dict[str, Any] = {"content": ""}
-_STREAM = StreamStyle("application/x-ndjson", lambda reply: _line(error_body("ollama", reply)))
+_STREAM = StreamStyle("application/x-ndjson", lambda reply: _line(error_body("ollama", reply)), idle=b"")
 
 
 class OllamaRoutes:
@@ -63,22 +62,18 @@ class OllamaRoutes:
         return JSONResponse(await unless_disconnected(request.receive, self._whole(asked, client_of(request))))
 
     async def _load(self, asked: _Asked) -> dict[str, Any]:
-        """Load the model, which is what an empty prompt asks for."""
-        if asked.keep_alive in (0, "0", "0s"):
-            raise HTTPError(
-                501,
-                "not_supported",
-                "To unload a model by `keep_alive` is not supported.",
-                "It is unloaded when its memory is needed.",
-                "keep_alive",
-            )
-        async with self._supervisor.engine(asked.model) as (manifest, engine):
-            asked.check(engine.info)
-        return {**_head(str(manifest.model_name)), **_content(asked, _NOTHING), "done": True, "done_reason": "load"}
+        """Load the model, which is what an empty prompt asks for; or unload it, where it is to be kept no longer."""
+        if asked.keep_alive == 0:
+            manifest, reason = await self._supervisor.unload(asked.model), "unload"
+        else:
+            reason = "load"
+            async with self._supervisor.engine(asked.model, asked.keep_alive) as (manifest, engine):
+                asked.check(engine.info)
+        return {**_head(str(manifest.model_name)), **_content(asked, _NOTHING), "done": True, "done_reason": reason}
 
     async def _whole(self, asked: _Asked, client: str) -> dict[str, Any]:
         began = time.monotonic()
-        async with self._supervisor.engine(asked.model) as (manifest, engine):
+        async with self._supervisor.engine(asked.model, asked.keep_alive) as (manifest, engine):
             asked.check(engine.info)
             loaded = time.monotonic()
             answer = ToolAnswer(asked.tool_plan(), asked.generate_request(client), engine.info.tool_format)
@@ -94,7 +89,7 @@ class OllamaRoutes:
     async def _lines(self, asked: _Asked, client: str) -> AsyncGenerator[bytes, None]:
         """The lines of a streamed answer. The engine is kept until the generator is closed."""
         began = time.monotonic()
-        async with self._supervisor.engine(asked.model) as (manifest, engine):
+        async with self._supervisor.engine(asked.model, asked.keep_alive) as (manifest, engine):
             asked.check(engine.info)
             loaded = time.monotonic()
             head = _head(str(manifest.model_name))

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from starlette.requests import Request
@@ -32,6 +33,10 @@ UNSUPPORTED_PATHS = (
 )
 
 
+# What Ollama itself says of a model that stays: 2**63 ns from now.
+_FOR_EVER = timedelta(days=106_751)
+
+
 class OllamaModelRoutes:
     """The routes about models.
 
@@ -58,10 +63,16 @@ class OllamaModelRoutes:
         return JSONResponse({"models": [_fields(manifest) for manifest in manifests]})
 
     async def ps(self, _request: Request) -> Response:
-        """``GET /api/ps``: the models in memory. They have no ``expires_at``: they stay until memory is needed."""
+        """``GET /api/ps``: the models in memory, and when they leave it if nobody uses them and no other needs it."""
+        now = datetime.now(UTC)
         known = {str(manifest.model_name): manifest for manifest in await asyncio.to_thread(self._store.list)}
         loaded = [
-            {**_fields(known[model.name]), "size": model.memory, "context_length": model.n_ctx}
+            {
+                **_fields(known[model.name]),
+                "size": model.memory,
+                "context_length": model.n_ctx,
+                "expires_at": _expiry(now, model.expires),
+            }
             for model in self._supervisor.loaded()
             if model.name in known
         ]
@@ -104,7 +115,7 @@ class OllamaModelRoutes:
 
     async def _embed(self, body: EmbedRequest) -> dict[str, Any]:
         began = time.monotonic()
-        async with self._supervisor.engine(body.model) as (manifest, engine):
+        async with self._supervisor.engine(body.model, body.keep_alive) as (manifest, engine):
             check_dimensions(body.dimensions, engine.info)
             loaded = time.monotonic()
             embedded = await engine.embed(body.input)
@@ -134,6 +145,11 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
             "quantization_level": manifest.quantization,
         },
     }
+
+
+def _expiry(now: datetime, seconds: float | None) -> str:
+    moment = now + (_FOR_EVER if seconds is None else timedelta(seconds=seconds))
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _short(parameters: int) -> str:

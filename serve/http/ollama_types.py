@@ -1,11 +1,12 @@
 """Requests of Ollama's API, as far as they are supported; everything else is refused by name.
 
 How a model is loaded is decided when it is loaded, by ``localllm serve``: options such as ``num_gpu`` are refused, and
-``num_ctx`` may ask for no more than there is. ``keep_alive`` is accepted and changes nothing: a model stays until its
-memory is needed.
+``num_ctx`` may ask for no more than there is. ``keep_alive`` holds until the next request for the model, and gives way
+when the memory is needed for another one.
 """
 
 import json
+import math
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -21,13 +22,29 @@ from serve.http.wire_types import MAX_MODEL_NAME, MAX_SEED, MAX_STOPS, Inert, Wi
 from serve.toolcalls.plan import ToolPlan
 
 _DURATION = re.compile(r"-?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+", re.ASCII)
+_PART = re.compile(r"([\d.]+)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST = 1e9  # seconds; what is longer is for ever
 _ENDLESS = (-1, -2)  # no limit; until the context is full
 
 
-def _duration(given: float | str) -> float | str:
-    if isinstance(given, str) and not _DURATION.fullmatch(given):
+def _duration(given: object) -> object:
+    """Seconds of a number, or of text as Go writes durations; below 0 is for ever."""
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise refuse("Give seconds, or a duration such as 5m.")
-    return given
+    if isinstance(given, str):
+        if given != "0" and not _DURATION.fullmatch(given):
+            raise refuse("Give seconds, or a duration such as 5m.")
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(given))
+        given = -1.0 if given.startswith("-") and seconds else seconds
+    return -1.0 if given < 0 or given > _LONGEST else float(given)
+
+
+def _for_ever(seconds: float) -> float:
+    return math.inf if seconds < 0 else seconds
+
+
+KeepAlive = Annotated[float, BeforeValidator(_duration, json_schema_input_type=float | str), AfterValidator(_for_ever)]
 
 
 def _as_list(given: object) -> object:
@@ -95,7 +112,7 @@ class _Generating(Wire):
     model: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
     stream: bool = True
     options: Options = Options()
-    keep_alive: Annotated[float | str, AfterValidator(_duration)] = "5m"
+    keep_alive: KeepAlive | None = None
     format: Literal["", "json"] | dict[str, Any] | None = None
     think: Annotated[Literal[False], BeforeValidator(_truth_value)] | None = None
     logprobs: bool = False
@@ -240,7 +257,7 @@ class EmbedRequest(Wire):
         BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
         Field(min_length=1, max_length=MAX_INPUTS),
     ]
-    keep_alive: Annotated[float | str, AfterValidator(_duration)] = "5m"
+    keep_alive: KeepAlive | None = None
     dimensions: int | None = Field(None, ge=1)
 
 

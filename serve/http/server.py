@@ -4,6 +4,7 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import math
 import os
 import secrets
 import signal
@@ -121,8 +122,7 @@ async def run_server(
         helpers: list[asyncio.Task[None]] = []
         if options.managed and settings.keep_alive:
             helpers.append(asyncio.create_task(_stop_when_idle(activity, settings.keep_alive, stopper)))
-        if settings.keep_alive:
-            helpers.append(asyncio.create_task(_unload_idle(supervisor, settings.keep_alive)))
+        helpers.append(asyncio.create_task(_unload_idle(supervisor, settings.keep_alive or math.inf)))
         if on_ready is not None:
             helpers.append(asyncio.create_task(_until_ready(on_ready(Running(record, supervisor, activity)), stopper)))
         try:
@@ -221,7 +221,7 @@ async def _stop_when_idle(activity: Activity, keep_alive: float, stopper: _Stopp
 
 async def _unload_idle(supervisor: Supervisor, keep_alive: float) -> None:
     while True:
-        await asyncio.sleep(min(keep_alive, 10.0))
+        await asyncio.sleep(1.0)  # a request may ask for seconds
         await supervisor.unload_idle(keep_alive)
 
 

@@ -4,8 +4,11 @@ A chunk is the bytes before the text, the text as a JSON string, and the bytes a
 ``json.dumps``, no model validation and no dictionary.
 """
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +23,8 @@ from serve.http.errors import ErrorReply, HTTPError, describe
 from serve.http.replies import timing_fields, usage_fields
 
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"  # a comment: every client of server-sent events skips it
+IDLE_SECONDS = 12.0  # proxies and clients give up on a connection that says nothing, some after 30 s
 _PLACE = "\0text\0"
 _OBJECTS = {"chat": "chat.completion.chunk", "text": "text_completion"}
 
@@ -103,33 +108,36 @@ class StreamStyle:
     Attributes:
         media_type: Of the whole answer.
         error: The event that tells about an error in the middle.
+        idle: What is sent while there is nothing to send; empty where the API has nothing that its clients skip.
     """
 
     media_type: str
     error: Callable[[ErrorReply], bytes]
+    idle: bytes = KEEP_ALIVE
 
 
 OPENAI_STREAM = StreamStyle("text/event-stream", lambda reply: sse_event(error_body("openai", reply)))
 
 
 class EventStream(Response):
-    """A streamed answer whose first event is known already, so its status is 200.
+    """A streamed answer. Its status is 200: its first event is known, or has taken too long to be waited for.
 
     What goes wrong from here on is sent as an event in the API's error shape, and nothing after it. A client that goes
     away closes ``frames``, which cancels the request in the engine.
 
     Args:
-        first: The first event.
+        first: Gives the first event.
         frames: The others.
         style: How the API streams.
     """
 
-    def __init__(self, first: bytes, frames: AsyncGenerator[bytes, None], style: StreamStyle) -> None:
+    def __init__(self, first: asyncio.Task[bytes], frames: AsyncGenerator[bytes, None], style: StreamStyle) -> None:
         super().__init__(media_type=style.media_type, headers={"cache-control": "no-store"})
         self._style = style
         # The length is not known before the end.
         del self.headers["content-length"]
         self._first = first
+        self._last = float("-inf")  # when something was sent
         self._frames = frames
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  ASGI's signature
@@ -139,14 +147,16 @@ class EventStream(Response):
         except ClientGoneError:
             return
         finally:
-            await self._frames.aclose()
+            await _give_up(self._first, self._frames)
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
         try:
-            async for frame in self._frames:
-                await send({"type": "http.response.body", "body": frame, "more_body": True})
+            # Beside the frames: a time limit on each of them would cost more than the frame.
+            async with _beside(self._keep_alive(send)):
+                await self._send(send, await self._first)
+                async for frame in self._frames:
+                    await self._send(send, frame)
         except LocalLLMError as error:
             await self._end(send, self._style.error(describe(error)))
         except Exception:
@@ -156,9 +166,40 @@ class EventStream(Response):
         else:
             await self._end(send, b"")
 
+    async def _send(self, send: Send, frame: bytes) -> None:
+        self._last = time.monotonic()
+        await send({"type": "http.response.body", "body": frame, "more_body": True})
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Say that the answer is still coming, whenever nothing was sent for a while."""
+        while self._style.idle:
+            left = self._last + IDLE_SECONDS - time.monotonic()
+            if left > 0:
+                await asyncio.sleep(left)
+            else:
+                await self._send(send, self._style.idle)
+
     @staticmethod
     async def _end(send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run ``work`` inside, and end it."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _give_up(first: asyncio.Task[bytes], frames: AsyncGenerator[bytes, None]) -> None:
+    """Close ``frames``, whoever waits for them."""
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await frames.aclose()
 
 
 async def _first(frames: AsyncGenerator[bytes, None]) -> bytes:
@@ -170,13 +211,18 @@ async def open_stream(
 ) -> EventStream:
     """Wait for the first event of ``frames``, so that an error before it still gets its own status.
 
+    It is not waited for longer than a client waits: then the answer begins without it, and an error becomes an event.
+
     Raises:
         LocalLLMError: As ``frames`` raises before its first event.
         ClientGoneError: The client did not wait.
     """
+    first = asyncio.create_task(_first(frames))
     try:
-        first = await unless_disconnected(receive, _first(frames))
+        await unless_disconnected(receive, asyncio.wait({first}, timeout=IDLE_SECONDS if style.idle else None))
+        if first.done():
+            first.result()
     except BaseException:
-        await frames.aclose()
+        await _give_up(first, frames)
         raise
     return EventStream(first, frames, style)

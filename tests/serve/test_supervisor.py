@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import shutil
 from contextlib import aclosing
 
@@ -223,6 +224,32 @@ async def test_an_unused_model_is_unloaded(supervise, starter):
         await supervisor.unload_idle(0)
         assert names(supervisor) == ["b:f16"]
     assert await use(supervisor, "a")
+
+
+async def test_a_model_stays_as_long_as_its_last_request_asked(supervise, starter):
+    supervisor = supervise()
+    for name, keep_alive in (("a", math.inf), ("b", 1000.0), ("c", None)):
+        async with supervisor.engine(name, keep_alive):
+            pass
+    assert [model.expires is None for model in supervisor.loaded()][:2] == [True, False]
+    await supervisor.unload_idle(0)
+    assert names(supervisor) == ["a:f16", "b:f16"]
+    await use(supervisor, "a")
+    await supervisor.unload_idle(0)
+    assert names(supervisor) == ["b:f16"]
+
+
+async def test_a_model_that_is_unloaded_answers_to_the_end(supervise, starter):
+    supervisor = supervise()
+    async with supervisor.engine("a") as (_, engine):
+        await supervisor.unload("a")
+        assert engine.alive
+    while names(supervisor):  # noqa: ASYNC110  nobody waits for an unload
+        await asyncio.sleep(0)
+    await supervisor.unload("b")
+    assert starter.attempts == 1, "what is not loaded is not loaded for it"
+    with pytest.raises(ModelNotFoundError):
+        await supervisor.unload("zzz")
 
 
 async def test_a_model_that_never_fits_is_refused_before_anything_starts(supervise, starter):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from datetime import UTC, datetime
 
 import ollama
 import pytest
@@ -105,9 +106,41 @@ async def test_an_empty_prompt_loads_the_model(serve):
     assert (loaded.done_reason, again.done_reason) == ("load", "load")
     assert served.starter.attempts == 1
     assert served.engine.requests == []
-    with pytest.raises(ollama.ResponseError) as refused:
-        await client.generate("tiny", keep_alive=0)
-    assert refused.value.status_code == 501
+
+
+async def test_keep_alive(serve, eventually):
+    served = await serve()
+    client = served.ollama()
+    before = datetime.now(UTC)
+    lives = {}
+    for given in ("2h", 90, "1h30m", -1, "-1m", None):
+        await client.chat("tiny", HELLO, keep_alive=given)
+        (running,) = (await client.ps()).models
+        lives[given] = (running.expires_at - before).total_seconds()
+    assert lives["2h"] == pytest.approx(7200, abs=60)
+    assert lives[90] == pytest.approx(90, abs=60)
+    assert lives["1h30m"] == pytest.approx(5400, abs=60)
+    assert lives[-1] > 10**9
+    assert lives["-1m"] > 10**9
+    assert lives[None] < 10**6, "the settings decide again"
+    parts = [part async for part in await client.chat("tiny", HELLO, keep_alive="0", stream=True)]
+    assert parts[-1].done
+    await eventually(lambda: served.running.supervisor.loaded() == [])
+    await eventually(lambda: served.engine.closed)
+
+
+async def test_an_empty_prompt_without_keep_alive_unloads_the_model(serve):
+    served = await serve()
+    client = served.ollama()
+    await client.embed("tiny", "a", keep_alive=-1)
+    for call in (client.generate("tiny", keep_alive=0), client.chat("tiny", [], keep_alive="0s")):
+        assert (await call).done_reason == "unload"
+        assert (await client.ps()).models == []
+    assert served.engine.closed
+    assert served.starter.attempts == 1
+    with pytest.raises(ollama.ResponseError) as unknown:
+        await client.generate("huge", keep_alive=0)
+    assert unknown.value.status_code == 404
 
 
 async def test_a_larger_context_than_there_is_is_refused(serve):
@@ -232,6 +265,8 @@ def test_what_is_not_supported_is_refused_by_name(kind, more, param):
         ({"think": True}, "think"),
         ({"think": 0}, "think"),
         ({"keep_alive": "soon"}, "keep_alive"),
+        ({"keep_alive": True}, "keep_alive"),
+        ({"keep_alive": ["5m"]}, "keep_alive"),
         ({"options": {"num_predict": 0}}, "options.num_predict"),
         ({"options": {"temperature": "hot"}}, "options.temperature"),
         ({"options": {"stop": [""]}}, "options.stop.0"),
