@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
@@ -17,14 +18,17 @@ from textual.theme import Theme
 
 from app.tui import clipboard
 from app.tui.export import export_picture
+from app.tui.job_rows import running_titles
 from app.tui.markdown import harmless
 from app.tui.screens.chat import ChatScreen
 from app.tui.session import Connect, Session
 from app.tui.themes import DARK, LIGHT
 from localllm.conversations import ConversationStore
 from localllm.errors import LocalLLMError
+from localllm.jobs.store import JobStore
 from localllm.models.store import ModelStore
 from localllm.paths import Home
+from localllm.sanitize import one_line
 from localllm.settings import Settings, save_setting
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ class LocalLLMApp(App[None]):
         conversations: The messages; closed by whoever opened them.
         connect: Finds or starts the server; called as ``connect(home, settings, on_status=…)``.
         clock: Seconds since the epoch, for the headings of the list.
+        jobs: Long work; the home's own by default.
     """
 
     TITLE = "localllm"
@@ -56,6 +61,7 @@ class LocalLLMApp(App[None]):
             "question_mark", "help", "Keys", id="app.help_letter", show=False, tooltip="This list, while not writing"
         ),
         Binding("ctrl+p", "command_palette", "Palette", id="app.palette", tooltip="Everything, by its name"),
+        Binding("f5", "jobs", "Jobs", id="app.jobs", show=False, tooltip="Long work: what runs, what ended and how"),
         Binding("f9", "toggle_dark", "Light/dark", id="app.theme", show=False, tooltip="Light or dark colours"),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True, tooltip="Quit; everything is saved"),
     ]
@@ -69,10 +75,11 @@ class LocalLLMApp(App[None]):
         connect: Connect,
         *,
         clock: Callable[[], float] | None = None,
+        jobs: JobStore | None = None,
     ) -> None:
         super().__init__()
         self.home = home
-        self.session = Session(home, settings, store, conversations, connect)
+        self.session = Session(home, settings, store, conversations, connect, jobs=jobs)
         self._clock = clock
         self.register_theme(DARK)
         self.register_theme(LIGHT)
@@ -87,24 +94,34 @@ class LocalLLMApp(App[None]):
         self.theme_changed_signal.subscribe(self, self._save_theme)
         for end in (signal.SIGHUP, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(end, self._leave, end)
+        self.run_worker(self._tell_of_jobs(), group="jobs")
 
     async def on_unmount(self) -> None:
         """However the app ends: save what is being written, and leave the server."""
         await self.session.close()
 
     def action_help(self) -> None:
-        """Show the keys, unless a window lies over the chat."""
-        if isinstance(self.screen, ChatScreen):
-            self.screen.action_help()
+        """Show the keys, unless a window lies over the screen."""
+        show = getattr(self.screen, "action_help", None)
+        if show is not None:
+            show()
 
     def action_toggle_dark(self) -> None:
         """Change between our light and dark colours."""
         self.theme = LIGHT.name if self.current_theme.dark else DARK.name
 
+    def action_jobs(self) -> None:
+        """Show the long work, over whatever is shown."""
+        # Deferred: nobody needs it for the first picture.
+        from app.tui.screens.jobs import JobsScreen
+
+        if not isinstance(self.screen, JobsScreen):
+            self.push_screen(JobsScreen(self.session.jobs, self._clock or time.time))
+
     async def action_quit(self) -> None:
-        """Save what is being written, and leave."""
+        """Save what is being written, say what goes on, and leave."""
         await self.session.close()
-        self.exit()
+        self.exit(message=await self._going_on("`localllm jobs` shows it.", "`localllm jobs` shows them.") or None)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Everything the app can do, for the command palette."""
@@ -112,6 +129,7 @@ class LocalLLMApp(App[None]):
             yield from screen.commands()
         yield SystemCommand("Light or dark", "Change between light and dark colours", self.action_toggle_dark)
         yield SystemCommand("Theme", "Pick any colours", self.action_change_theme)
+        yield SystemCommand("Jobs", "Long work: what runs, what ended and how", self.action_jobs)
         yield SystemCommand("Keys", "List all keys", self.action_help)
         yield SystemCommand("Screenshot", "Save a picture of the screen", self._save_picture)
         yield SystemCommand("Quit", "Everything is saved", self.action_quit)
@@ -135,6 +153,27 @@ class LocalLLMApp(App[None]):
         """Copy through the terminal (OSC 52), and on a Mac's own screen through the system too."""
         super().copy_to_clipboard(text)
         self.run_worker(partial(clipboard.copy, text), thread=True, group="clipboard")
+
+    async def _tell_of_jobs(self) -> None:
+        text = await self._going_on("F5 shows it.", "F5 shows them.")
+        if text:
+            self.notify(text, markup=False)
+
+    async def _going_on(self, one: str, several: str) -> str:
+        """Which jobs run; empty for none."""
+        try:
+            titles = await asyncio.to_thread(running_titles, self.session.jobs)
+        except OSError:
+            return ""  # on the way out nothing may stand in the way, and `localllm jobs` will say what is wrong
+        if not titles:
+            return ""
+        listed = harmless(", ".join(one_line(title, 50) for title in titles[:3]))
+        more = f" and {len(titles) - 3} more" if len(titles) > 3 else ""
+        return (
+            f"1 job goes on: {listed}. {one}"
+            if len(titles) == 1
+            else (f"{len(titles)} jobs go on: {listed}{more}. {several}")
+        )
 
     def _leave(self, number: signal.Signals) -> None:
         # Where the terminal has gone, the thread that writes to it dies and whoever writes more waits for ever: this

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 from app.turn import AnswerDelta, AnswerStarted, ChatTurn, TurnEvent
 from localllm.conversations import ConversationStore
 from localllm.errors import ModelNotFoundError, ServerError, UsageError
+from localllm.jobs.store import JobStore
 from localllm.models.store import ModelStore
 from localllm.paths import Home
 from localllm.settings import Settings
@@ -64,6 +65,7 @@ class Session:
         home, settings, store, conversations: As everywhere.
         connect: Finds or starts the server; called as ``connect(home, settings, on_status=…)``.
         on_status: Hears what the connection is doing, in a few words; empty when it is done.
+        jobs: Long work; the home's own by default.
     """
 
     def __init__(
@@ -74,8 +76,11 @@ class Session:
         conversations: ConversationStore,
         connect: Connect,
         on_status: Callable[[str], None] = lambda _: None,
+        *,
+        jobs: JobStore | None = None,
     ) -> None:
         self.home = home
+        self.jobs = jobs or JobStore(home)
         self.settings = settings
         self.store = store
         self.conversations = conversations

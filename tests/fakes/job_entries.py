@@ -8,6 +8,7 @@ from pathlib import Path
 
 from localllm.errors import DiskFullError
 from localllm.jobs.events import Checkpoint, Message, Progress, Step
+from tests.fakes.models import put_model
 
 
 def _wait_for(path):
@@ -85,3 +86,10 @@ def held(context):
         context.check_cancelled()
         time.sleep(0.01)
     return {}
+
+
+def fetch(context):
+    """A pull without a network: puts the model of ``tests.fakes.models`` into the store when ``gate`` is there."""
+    context.emit(Progress("download", 50, 100, "model.gguf", "B"))
+    _wait_for(context.home.root / "gate")
+    return {"name": str(put_model(context.home).model_name)}

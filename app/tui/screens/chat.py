@@ -106,7 +106,9 @@ class ChatScreen(ConversationsScreen):
         from app.tui.screens.model_picker import ModelPicker
 
         settings, store = self.session.settings, self.session.store
-        picker = ModelPicker(store, self.session.model, n_ctx=settings.ctx, memory_gb=settings.memory_gb)
+        picker = ModelPicker(
+            store, self.session.jobs, self.session.model, n_ctx=settings.ctx, memory_gb=settings.memory_gb
+        )
         self.app.push_screen(picker, self._use_model)
 
     @reported

@@ -1,7 +1,9 @@
 """Pick a model: what is here, and whether it fits in this machine's memory; fetch the starter when nothing is here."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 from textual import work
@@ -17,19 +19,29 @@ from textual.worker import get_current_worker
 from app.tui.markdown import harmless
 from app.tui.styles import MUTED
 from localllm.errors import LocalLLMError
+from localllm.jobs.events import Progress
+from localllm.jobs.job import Job
+from localllm.jobs.record import JobSpec
+from localllm.jobs.store import JobStore
 from localllm.memory import fit, gigabytes, machine_memory
 from localllm.models.aliases import ALIASES
 from localllm.models.manifest import Manifest
-from localllm.models.pull import PullProgress, pull
+from localllm.models.pull_job import pull_spec
 from localllm.models.store import ModelStore
 from localllm.sanitize import one_line
 
 STARTER = "starter"
 _NAME = 28  # cells for a name: the verdict matters more than the end of a long one
 _WIDTH = 68  # cells that the style sheet leaves for a line
-_STAGES = {"resolve": "Looking it up", "download": "Fetching", "verify": "Checking", "install": "Placing"}
+_LOOK_SECONDS = 0.1
+_STAGES = {
+    "wait": "Another process is fetching",
+    "resolve": "Looking it up",
+    "download": "Fetching",
+    "verify": "Checking",
+    "install": "Placing",
+}
 
-Pull = Callable[..., Manifest]
 Verdict = Literal["fits", "too big", "unknown", "…"]
 
 
@@ -71,10 +83,11 @@ class ModelPicker(ModalScreen[str | None]):
 
     Args:
         store: The models.
+        jobs: A download is one: it goes on when the app is left, and is shown again when it comes back.
         current: The model in use; it is highlighted.
         n_ctx: Context asked for in the settings; 0 for the largest that fits.
         memory_gb: Memory for models in the settings; 0 for the machine's.
-        fetch: As ``localllm.models.pull.pull``.
+        spec: The job that fetches a source; as ``localllm.models.pull_job.pull_spec``.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -84,14 +97,22 @@ class ModelPicker(ModalScreen[str | None]):
     ]
 
     def __init__(
-        self, store: ModelStore, current: str, *, n_ctx: int = 0, memory_gb: float = 0, fetch: Pull = pull
+        self,
+        store: ModelStore,
+        jobs: JobStore,
+        current: str,
+        *,
+        n_ctx: int = 0,
+        memory_gb: float = 0,
+        spec: Callable[[str], JobSpec] = pull_spec,
     ) -> None:
         super().__init__()
         self._store = store
+        self._jobs = jobs
         self._current = current
         self._n_ctx = n_ctx
         self._memory_gb = memory_gb
-        self._fetch = fetch
+        self._spec = spec
 
     def compose(self) -> ComposeResult:
         """The list, and what a download is doing."""
@@ -106,6 +127,7 @@ class ModelPicker(ModalScreen[str | None]):
         """Read the store."""
         self._pulling(False)
         self._read()
+        self._pull(start=False)
 
     def action_move(self, step: int) -> None:
         """Move through the list."""
@@ -117,7 +139,7 @@ class ModelPicker(ModalScreen[str | None]):
         if event.option.id == STARTER:
             if not self.query_one("#pull-bar").display:
                 self._pulling(True)
-                self._pull()
+                self._pull(start=True)
         else:
             self.dismiss(event.option.id)
 
@@ -146,37 +168,54 @@ class ModelPicker(ModalScreen[str | None]):
         names = [row.name for row in rows]
         models.highlighted = at if at is not None else names.index(self._current) if self._current in names else 0
 
-    # The download outlives this window: it goes on when the window is closed, and stops with the app.
-    def _pull(self) -> None:
-        self.app.run_worker(self._pull_starter, thread=True, group="pull", exclusive=True)
+    # Who watches outlives this window: the end of the download is told wherever the person is then.
+    def _pull(self, *, start: bool) -> None:
+        self.app.run_worker(partial(self._pull_starter, start), thread=True, group="pull", exclusive=True)
 
-    def _pull_starter(self) -> None:
-        worker = get_current_worker()
-        app = self.app
-
-        def progress(now: PullProgress) -> None:
-            if worker.is_cancelled:
-                raise _StoppedError
-            app.call_from_thread(self._show_progress, now)
-
+    def _pull_starter(self, start: bool) -> None:
+        worker, app = get_current_worker(), self.app
+        spec = self._spec(STARTER)
         try:
-            manifest = self._fetch(STARTER, self._store, progress=progress)
-        except _StoppedError:
-            return
+            job = self._under_way(spec)
+            if job is None and not start:
+                return
+            if job is None:
+                job = self._jobs.create(spec)
+                self._jobs.start(job)
+            status = job.status()
+            while not status.has_ended:
+                if worker.is_cancelled:
+                    return  # the app is closing: the job goes on
+                app.call_from_thread(self._show_progress, job.latest().progress)
+                time.sleep(_LOOK_SECONDS)
+                status = job.status()
         except LocalLLMError as error:
-            app.call_from_thread(self._pull_failed, error)
+            app.call_from_thread(self._pull_failed, str(error))
             return
-        app.call_from_thread(self._pulled, str(manifest.model_name))
+        if status.state == "done":
+            app.call_from_thread(self._pulled, str(status.result["name"]))
+        else:
+            app.call_from_thread(self._pull_failed, f"{status.message} {status.hint}".strip() or "It was cancelled.")
 
-    def _show_progress(self, now: PullProgress) -> None:
+    def _under_way(self, spec: JobSpec) -> Job | None:
+        """The same download, begun before: by this window, or by an app that was left meanwhile."""
+        for job in self._jobs.list():
+            if job.spec == spec and not job.status().has_ended:
+                return job
+        return None
+
+    def _show_progress(self, now: Progress | None) -> None:
         if not self.is_attached:
             return
-        self.query_one("#pull-stage", Static).update(Content(f"{_STAGES[now.stage]} {one_line(now.file, 50)}"))
-        self.query_one(ProgressBar).update(total=now.total, progress=now.done)
+        self._pulling(True)
+        if now is not None:
+            stage = f"{_STAGES.get(now.stage, now.stage)} {one_line(now.item, 50)}"
+            self.query_one("#pull-stage", Static).update(Content(stage))
+            self.query_one(ProgressBar).update(total=now.total, progress=now.done)
 
-    def _pull_failed(self, error: LocalLLMError) -> None:
+    def _pull_failed(self, why: str) -> None:
         self.app.notify(
-            harmless(str(error)), title="The model could not be fetched", severity="error", markup=False, timeout=15
+            harmless(why), title="The model could not be fetched", severity="error", markup=False, timeout=15
         )
         if self.is_attached:
             self._pulling(False)
@@ -190,10 +229,6 @@ class ModelPicker(ModalScreen[str | None]):
     def _pulling(self, now: bool) -> None:
         self.query_one("#pull-stage").display = now
         self.query_one("#pull-bar").display = now
-
-
-class _StoppedError(Exception):
-    """Ends a download from within its progress report, because the app is closing."""
 
 
 def _describe(row: Row, current: str, widest: int) -> Content:

@@ -4,10 +4,14 @@ import pytest
 
 from app.tui.app import LocalLLMApp
 from localllm.conversations import ConversationStore
-from localllm.models.manifest import Manifest, ModelFile, write_manifest
+from localllm.jobs.store import JobStore
 from localllm.models.store import ModelStore
 from localllm.settings import Settings
 from tests.fakes.client import FakeClient, connector
+from tests.fakes.jobs import jobs, start
+from tests.fakes.models import put_model
+
+__all__ = ["jobs", "put_model", "start"]
 
 NOON = 1_760_000_000.0  # 2025-10-09, 08:53 UTC
 
@@ -32,23 +36,6 @@ def colours(monkeypatch):
 @pytest.fixture
 def clock():
     return Clock()
-
-
-def put_model(home, name="smollm2-135m", variant="q4_1", size=98_362_432, **changes):
-    directory = home.models / name / variant
-    directory.mkdir(parents=True)
-    (directory / "model.gguf").write_bytes(b"GGUF")
-    manifest = Manifest(
-        name=name,
-        variant=variant,
-        source="test",
-        format="gguf",
-        files=(ModelFile("model.gguf", size, "0" * 64),),
-        quantization=variant.upper(),
-        **changes,
-    )
-    write_manifest(directory, manifest)
-    return manifest
 
 
 @pytest.fixture
@@ -80,6 +67,7 @@ def make_app(home, conversations, clock):
             conversations,
             connector(*(clients or (FakeClient(),))),
             clock=lambda: clock.now,
+            jobs=JobStore(home, worker="tests.fakes.job_worker"),
         )
 
     return make

@@ -3,8 +3,8 @@
 import pytest
 
 from localllm.errors import ConversationError, DiskFullError
-from tests.app.tui.conftest import put_model
 from tests.app.tui.test_chat import notices, shown, write
+from tests.fakes.models import put_model
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ from app.tui.screens.chat import ChatScreen
 from app.tui.screens.dialogs import CodeDialog, LineDialog
 from app.tui.screens.help import HelpScreen
 from app.tui.screens.model_picker import ModelPicker, check_fit
-from localllm.errors import NetworkError
-from localllm.models.pull import PullProgress
+from localllm.jobs.record import JobSpec
 from localllm.settings import load_settings
 from localllm.snapshots import ensure_directory, snapshot_directory
-from tests.app.tui.conftest import put_model
 from tests.app.tui.test_chat import notices, shown, wait_for, write
 from tests.fakes.client import Answer, FakeClient
+from tests.fakes.models import put_model
 
 CODE = "Try\n\n```python\nprint('hi')\n```\n\nor\n\n```sh\necho hi\n\necho there\n```\n"
 
@@ -216,11 +215,12 @@ async def test_every_binding_has_an_id_of_its_own(app):
     from textual.binding import Binding
 
     from app.tui.app import LocalLLMApp
+    from app.tui.screens.jobs import JobsScreen
     from app.tui.widgets.prompt import Prompt
     from app.tui.widgets.sidebar import ConversationList
     from app.tui.widgets.transcript import Transcript
 
-    owners = (LocalLLMApp, ChatScreen, Prompt, Transcript, ConversationList, HelpScreen, ModelPicker)
+    owners = (LocalLLMApp, JobsScreen, ChatScreen, Prompt, Transcript, ConversationList, HelpScreen, ModelPicker)
     bindings = [binding for owner in owners for binding in owner.__dict__["BINDINGS"]]
     ids = [binding.id for binding in bindings if isinstance(binding, Binding)]
     assert all(ids)
@@ -253,6 +253,7 @@ async def test_the_palette_has_every_action(app, settle):
             "Copy code",
             "Light or dark",
             "Theme",
+            "Jobs",
             "Keys",
             "Quit",
         }
@@ -314,15 +315,21 @@ def test_the_fit_of_a_real_model(starter_home):
     assert check_fit(store, manifest, row, 0, 0.05).verdict == "too big"
 
 
-async def test_without_a_model_the_starter_is_offered(make_app, home, settle, monkeypatch):
-    fetched = []
+@pytest.fixture
+def pull_entry(monkeypatch):
+    """Sets what a download of the model picker runs."""
 
-    def fetch(source, store, *, as_name=None, progress=None):
-        fetched.append(source)
-        progress(PullProgress("download", 50, 100, "model.gguf"))
-        return put_model(home)
+    def use(entry):
+        def spec(source):
+            return JobSpec("pull", source, f"tests.fakes.job_entries:{entry}", {"source": source}, heavy=False)
 
-    monkeypatch.setattr(ModelPicker.__init__, "__kwdefaults__", {"n_ctx": 0, "memory_gb": 0, "fetch": fetch})
+        monkeypatch.setattr(ModelPicker.__init__, "__kwdefaults__", {"n_ctx": 0, "memory_gb": 0, "spec": spec})
+
+    return use
+
+
+async def test_without_a_model_the_starter_is_offered(make_app, home, jobs, settle, pull_entry):
+    pull_entry("fetch")
     client = FakeClient()
     app = make_app(client)
     async with app.run_test() as pilot:
@@ -334,8 +341,10 @@ async def test_without_a_model_the_starter_is_offered(make_app, home, settle, mo
         assert isinstance(app.screen, ModelPicker)
         assert options(app) == ["+ Fetch smollm2-135m:q4_1  98 MB, to start with"]
         await pilot.press("enter")
+        await wait_for(pilot, lambda: str(app.screen.query_one("#pull-stage").render()) == "Fetching model.gguf")
+        (home.root / "gate").touch()
         await settle(pilot)
-        assert fetched == ["starter"]
+        assert [job.spec.arguments["source"] for job in jobs.list()] == ["starter"]
         assert isinstance(app.screen, ChatScreen)
         assert app.screen.prompt.text == "Hi"
         await pilot.press("enter")
@@ -343,11 +352,32 @@ async def test_without_a_model_the_starter_is_offered(make_app, home, settle, mo
         assert shown(app)[1][2] == "done"
 
 
-async def test_a_download_that_fails_is_reported(make_app, settle, monkeypatch):
-    def fetch(source, store, *, as_name=None, progress=None):
-        raise NetworkError("No route.", "Try later.")
+async def test_a_download_outlives_the_app_and_is_shown_again(make_app, home, jobs, settle, pull_entry, capsys):
+    pull_entry("fetch")
+    app = make_app()
+    async with app.run_test() as pilot:
+        await pilot.press("ctrl+o")
+        await wait_for(pilot, lambda: isinstance(app.screen, ModelPicker) and len(options(app)) == 1)
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: app.screen.query_one("#pull-bar").display and jobs.list())
+        await pilot.press("ctrl+q")
+    (job,) = jobs.list()
+    assert "1 job goes on: pull starter. `localllm jobs` shows it." in capsys.readouterr().err
+    assert job.alive
+    again = make_app()
+    async with again.run_test() as pilot:
+        await wait_for(pilot, lambda: "1 job goes on: pull starter. F5 shows it." in notices(again))
+        await pilot.press("ctrl+o")
+        await wait_for(pilot, lambda: str(again.screen.query_one("#pull-stage").render()) == "Fetching model.gguf")
+        (home.root / "gate").touch()
+        await settle(pilot)
+        assert isinstance(again.screen, ChatScreen)
+        assert again.screen.status.model == "smollm2-135m:q4_1"
+    assert len(jobs.list()) == 1
 
-    monkeypatch.setattr(ModelPicker.__init__, "__kwdefaults__", {"n_ctx": 0, "memory_gb": 0, "fetch": fetch})
+
+async def test_a_download_that_fails_is_reported(make_app, settle, pull_entry):
+    pull_entry("fail")
     app = make_app()
     async with app.run_test() as pilot:
         await settle(pilot)
@@ -355,5 +385,5 @@ async def test_a_download_that_fails_is_reported(make_app, settle, monkeypatch):
         await settle(pilot)
         await pilot.press("enter")
         await settle(pilot)
-        assert "No route. Try later." in notices(app)
+        assert "No room for the model. Free some." in notices(app)
         assert not app.screen.query_one("#pull-bar").display
