@@ -5,7 +5,7 @@ from typing import Any
 
 from localllm.errors import InvalidModelError
 from quant.tokenizers.pretokenizers import named, pre_tokenizer_json, recognise
-from quant.tokenizers.source import SourceTokenizer
+from quant.tokenizers.source import SourceTokenizer, load_tokenizer
 from quant.tokenizers.special import ADD_BOS, ADD_EOS, added_around, post_processor, special_ids
 from quant.tokenizers.token_types import SPECIAL_KEYS, TokenizerMetadata
 from quant.tokenizers.vocabulary import Vocabulary, added_token, merge_pairs
@@ -19,13 +19,11 @@ def to_gguf(source: SourceTokenizer) -> TokenizerMetadata:
     Raises:
         InvalidModelError: Its pre-tokenizer is unknown, or its model has parts that GGUF cannot hold.
     """
-    from tokenizers import Tokenizer  # 30 ms, and a native library
-
     model = source.definition["model"]
     for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(name):
             raise InvalidModelError(f"This tokenizer's BPE model uses {name}, which GGUF cannot hold.")
-    pre = recognise(Tokenizer.from_file(str(source.directory / "tokenizer.json")), source.definition)
+    pre = recognise(load_tokenizer(source.directory), source.definition)
     vocabulary = Vocabulary.of(source, {int(index): text for text, index in model["vocab"].items()})
     content = vocabulary.metadata("gpt2", pre.name)
     # GGUF writes a pair with a space between: spaces inside, which only raw added tokens have, are written as bytes.

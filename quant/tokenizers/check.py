@@ -1,17 +1,15 @@
 """Whether llama.cpp and the Hugging Face tokenizer give the same token ids: the proof behind an export or import."""
 
-import json
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from localllm.errors import InvalidModelError
 from localllm.sanitize import one_line
+from quant.tokenizers.deviations import known_reason
 from quant.tokenizers.sample import mixed_text
-from quant.tokenizers.token_types import looks_special
+from quant.tokenizers.source import load_tokenizer, read_json
 
 _MAX_SPECIAL = 40  # special tokens that are tried; Gemma has thousands that are unused
 
@@ -85,13 +83,7 @@ def check_tokenizer(gguf: Path, directory: Path) -> TokenizerCheck:
     Raises:
         InvalidModelError: One of the two cannot be loaded.
     """
-    from tokenizers import Tokenizer  # 30 ms, and a native library
-
-    try:
-        definition = json.loads((directory / "tokenizer.json").read_bytes())
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    except Exception as error:  # the library raises plain Exception for every fault of a file
-        raise InvalidModelError(f"tokenizer.json cannot be loaded: {error}.") from error
+    definition, tokenizer = read_json(directory / "tokenizer.json"), load_tokenizer(directory)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = [row["content"] for row in definition.get("added_tokens") or () if row["special"]][:_MAX_SPECIAL]
@@ -113,32 +105,3 @@ def check_tokenizer(gguf: Path, directory: Path) -> TokenizerCheck:
                     different[kind] = different.get(kind, 0) + 1
                     example = example or text
     return TokenizerCheck({kind: len(rows) for kind, rows in texts.items()}, different, explained, example)
-
-
-def known_reason(text: str, definition: Mapping[str, Any]) -> str:
-    """Why llama.cpp may give other ids for ``text``; empty when nothing known applies.
-
-    Args:
-        text: Any.
-        definition: The tokenizer.json.
-    """
-    if definition["model"].get("type") == "WordPiece":
-        if any("\uac00" <= character <= "\ud7a3" or "\u1100" <= character <= "\u11ff" for character in text):
-            return "WordPiece drops the vowels of Hangul"
-        if any(unicodedata.category(character)[0] in "CM" for character in unicodedata.normalize("NFD", text)):
-            return "WordPiece treats control characters and combining marks otherwise"
-        return ""
-    if '"NFC"' in json.dumps(definition.get("normalizer")) and not unicodedata.is_normalized("NFC", text):
-        return "text is not normalized to NFC"
-    # llama.cpp knows no classes of case: it takes every letter but a-z as upper case, but A-Z as lower case.
-    if r"\p{Lu}" in str(definition.get("pre_tokenizer")) and any(
-        unicodedata.category(character) in ("Lu", "Ll", "Lt", "Mn", "Mc", "Me") and not character.isascii()
-        for character in text
-    ):
-        return "upper and lower case and combining marks outside ASCII are not told apart"
-    added = [row for row in definition.get("added_tokens") or () if row["content"] in text]
-    if '"first"' in json.dumps(definition.get("pre_tokenizer")) and added:
-        return "a space is put after special tokens, not before the text alone"
-    if any((row.get("lstrip") or row.get("rstrip")) and looks_special(row["content"]) for row in added):
-        return "special tokens do not swallow the white space beside them"
-    return ""
