@@ -3,8 +3,9 @@
     .venv/bin/python -m benchmarks.speculate [--threads 2] [--rounds 3] [--streams 1]
 
 Two engines in this process hold the starter model, one with guesses and one without, and answer the same prompts in
-turn, greedily (plain, guess, plain, guess, …); medians of the rounds. The prompts that quote are ones that this small
-model really copies. It ends its answers where it likes.
+turn, greedily (plain, guess, plain, guess, …), after one round that is not counted; medians of the rounds. The notice,
+the letter and the list are copied nearly word for word by this small model; of the code it copies the first half and
+then writes something else, and it renames nothing.
 """
 
 import argparse
@@ -76,21 +77,19 @@ class Case:
     Attributes:
         name: In the table.
         prompt: What the person says.
-        quotes: The answer copies it.
     """
 
     name: str
     prompt: str
-    quotes: bool = True
 
 
 CASES = (
     Case("a notice, repeated", _QUOTE + _NOTICE),
-    Case("code, repeated", _QUOTE + _CODE),
+    Case("code, half of it copied", _QUOTE + _CODE),
     Case("a letter, repeated", _QUOTE + _LETTER),
     Case("a list, repeated", _QUOTE + _LIST),
-    Case("code, a variable renamed", f"Rewrite this code with the variable result renamed to amount:\n\n{_CODE}"),
-    Case("prose", "Tell me how bread is baked, in your own words.", quotes=False),
+    Case("code, some of it copied", f"Rewrite this code with the variable result renamed to amount:\n\n{_CODE}"),
+    Case("prose", "Tell me how bread is baked, in your own words."),
 )
 
 
@@ -125,6 +124,8 @@ def main() -> None:
         print(
             "| answer | plain, tok/s | guessing, tok/s | ratio | tokens a step | same text |\n|---|---|---|---|---|---|"
         )
+        for case in CASES:  # the engine learns what wide batches cost, as it would in its first minute
+            answer(guessing, case, args)
         for case in CASES:
             print(measure(plain, guessing, case, args), flush=True)
 

@@ -16,9 +16,11 @@ _PLACES = 8  # of the same three tokens, the latest ones
 _LONGEST = 32  # a longer agreement says nothing more
 # Where the pointer lost its way, the text may go on after what was replaced: a renamed variable, a mended word.
 _REPLACED = 8
+# Two tokens behind the replaced ones that agree count for this many, if as many agreed before.
+_REGAINED = 9
 # How likely the next token agrees after an agreement of at least so many tokens, before anything is known.
 _BOUNDS = (_N, 4, 6, 9, 16, _LONGEST)
-_CHANCES = (0.55, 0.5, 0.65, 0.8, 0.9, 0.95, 0.97)
+_CHANCES = (0.55, 0.5, 0.7, 0.88, 0.94, 0.96, 0.975)
 _PRIOR = 6.0  # tokens that the numbers above count for
 _MEMORY = 0.98  # what a token seen counts for after the next
 
@@ -33,6 +35,8 @@ class Lookup:
         self._place = 0  # of the token that is expected next; 0 expects none
         self._length = 0  # tokens before it that agree
         self._lost: tuple[int, int] | None = None  # where the pointer lost its way, and when
+        self._regained = 0  # what the agreement counts for when it is found again
+        self._credit = 0  # the same, from the next token that agrees
         self._right = [chance * _PRIOR for chance in _CHANCES]
         self._all = [_PRIOR] * len(_CHANCES)
 
@@ -82,13 +86,17 @@ class Lookup:
             self._all[kind] = _MEMORY * self._all[kind] + 1
             if agrees:
                 self._place += 1
-                self._length = min(self._length + 1, _LONGEST)
+                self._length = min(max(self._length + 1, self._credit), _LONGEST)
+                self._credit = 0
                 return
             if self._length >= _N:
                 self._lost = (self._place, end)
+                self._regained = min(self._length, _REGAINED)
+            self._credit = 0
         self._place, self._length = self._longest_match(tokens, end + 1)
         if not self._place:
             self._place, self._length = self._resume(tokens, end)
+            self._credit = self._regained if self._place else 0
 
     def _remember(self, tokens: Sequence[int], end: int) -> None:
         if end < _N:

@@ -48,7 +48,7 @@ class Job:
         id: Chosen by whoever asks; unique among the jobs that have not ended.
         prompt: Token ids, at least one.
         sampling: How tokens are chosen.
-        max_tokens: Longest answer, or None; 0 only together with ``prompt_logprobs``.
+        max_tokens: Longest answer, or None; 0 reads the prompt only: its KV is there for the next request.
         stop: Stop strings.
         n_logprobs: As in :class:`serve.engine.types.GenerateRequest`, like all that follow.
         prompt_logprobs: Report the prompt's log-probabilities.

@@ -260,9 +260,9 @@ class Scheduler:
         rows = request.rows
         if request.job.prompt_logprobs and request.n_generated == 0:
             rows = self._take_prompt_logprobs(request, start, events)
-            if request.job.max_tokens == 0 and not request.n_pending:
-                self._finish(request, "length", events)
-                return
+        if request.job.max_tokens == 0 and not request.n_pending:
+            self._finish(request, "length", events)
+            return
         for place, row in enumerate(rows):
             try:
                 token = self._sample(request, row)

@@ -19,6 +19,7 @@ MAX_GUESSING = 4
 _MAX_FORCED = 32
 # Gains smaller than this are lost in what is not reckoned with.
 _WORTH = 1.1
+_LEAST = 0.05  # a token that is less likely than this to be right is worth no row on any machine
 _LONGEST_DRAFT = 16
 _PROBE = 4  # tokens drafted to find out whether drafts pay (again)
 _PAUSE = 32  # steps without drafts where they do not pay; twice as many each time, up to …
@@ -115,6 +116,8 @@ class Speculation:
         best_rate, best = _WORTH * expected / plain, (0, 0.0)
         gain = 0.0
         for n, chance in enumerate(chances, 1):
+            if chance < _LEAST:
+                break
             gain += n_streams * chance
             rate = (expected + gain) / (self._costs.seconds(n_rows + n_streams * n) + n * draft_seconds)
             if rate > best_rate:

@@ -289,6 +289,17 @@ def test_a_prompt_can_be_scored_without_an_answer():
     assert len(next(event for i, event in events if isinstance(event, PromptLogprobs)).tokens) == 30
 
 
+def test_a_prompt_can_be_read_ahead():
+    scheduler = Scheduler(FakeBackend(n_ctx=256, n_batch=8), n_parallel=2)
+    scheduler.submit(job(0, range(30), max_tokens=0))
+    events = run(scheduler)
+    assert finished(events)[0].reason == "length"
+    assert finished(events)[0].usage.n_completion == 0
+    assert text_of(events, 0) == ""
+    scheduler.submit(job(1, range(31), max_tokens=1))
+    assert finished(run(scheduler))[1].usage.n_cached == 30
+
+
 def test_ignore_eos_goes_on():
     prompt = next([n] for n in range(999) if reference([n], 50, 256)[1] == "stop")
     scheduler = Scheduler(FakeBackend(n_ctx=256), n_parallel=1)
