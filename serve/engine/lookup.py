@@ -23,6 +23,7 @@ _BOUNDS = (_N, 4, 6, 9, 16, _LONGEST)
 _CHANCES = (0.55, 0.5, 0.7, 0.88, 0.94, 0.96, 0.975)
 _PRIOR = 6.0  # tokens that the numbers above count for
 _MEMORY = 0.98  # what a token seen counts for after the next
+_DECAY = 0.8  # what a guess counts for after the next
 
 
 class Lookup:
@@ -37,6 +38,8 @@ class Lookup:
         self._lost: tuple[int, int] | None = None  # where the pointer lost its way, and when
         self._regained = 0  # what the agreement counts for when it is found again
         self._credit = 0  # the same, from the next token that agrees
+        self._guessed: list[int] = []  # the last guess, judged when the next tokens are known
+        self._gained = self._hoped = _PRIOR  # tokens of guesses that were right, and that were expected to be
         self._right = [chance * _PRIOR for chance in _CHANCES]
         self._all = [_PRIOR] * len(_CHANCES)
 
@@ -46,6 +49,7 @@ class Lookup:
         Args:
             tokens: Prompt and answer so far; a longer version of what was given before.
         """
+        self._judge(tokens)
         if not self._n_seen:
             for end in range(_N, len(tokens)):
                 self._remember(tokens, end)
@@ -61,18 +65,32 @@ class Lookup:
             return []
         # Where the pointer is near the end, the text goes round in circles.
         period = self._n_seen - self._place
-        return [self._tokens[self._place + i % period] for i in range(n)]
+        self._guessed = [self._tokens[self._place + i % period] for i in range(n)]
+        return self._guessed.copy()
 
     def chances(self, n: int) -> list[float]:
         """How likely the first guess is right, the first two are, … all ``n`` are; empty where nothing is expected."""
         if not self._place:
             return []
+        # What follows a wrong guess is no matter of chance: guesses that disappointed are trusted less, as a whole.
+        trust = min(1.0, self._gained / self._hoped)
         steps = (self._chance(self._length + i) for i in range(n))
-        return list(accumulate(steps, mul))
+        return list(accumulate(steps, mul, initial=trust))[1:]
 
     def _chance(self, length: int) -> float:
         kind = bisect_right(_BOUNDS, length)
         return self._right[kind] / self._all[kind]
+
+    def _judge(self, tokens: Sequence[int]) -> None:
+        """Compare the last guess with what has come since."""
+        if not self._guessed:
+            return
+        chances = accumulate((self._chance(self._length + i) for i in range(len(self._guessed))), mul)
+        pairs = zip(self._guessed, tokens[self._n_seen :], strict=False)
+        n_right = next((i for i, (guess, token) in enumerate(pairs) if guess != token), len(self._guessed))
+        self._hoped = _DECAY * self._hoped + sum(chances)
+        self._gained = _DECAY * self._gained + n_right
+        self._guessed = []
 
     def _take(self, tokens: Sequence[int], end: int) -> None:
         """Compare ``tokens[end]`` with what was expected, and move the pointer."""

@@ -90,3 +90,14 @@ def test_a_step_may_bring_many_tokens():
     all_at_once.follow(tokens)
     assert one.guess(3) == all_at_once.guess(3) == [50, 51, 4]
     assert one.chances(3) == all_at_once.chances(3)
+
+
+def test_guesses_that_disappoint_are_trusted_less():
+    tokens = list(range(50)) * 3
+    lookup, other = after(tokens), after(tokens)
+    for _ in range(6):
+        lookup.guess(8)
+        tokens = [*tokens, tokens[-50], 99, *tokens[-50:]]  # one of eight is right
+        lookup.follow(tokens)
+        other.follow(tokens)
+    assert lookup.chances(8)[0] < other.chances(8)[0]
