@@ -22,7 +22,7 @@ from serve.http.embeddings import EmbeddingsRoutes
 from serve.http.endpoints import AllRoutes, endpoints
 from serve.http.errors import HTTPError
 from serve.http.generation import GenerationRoutes
-from serve.http.guards import MAX_BODY, BodyGuard, HostGuard, KeyGuard
+from serve.http.guards import BODY_SECONDS, MAX_BODY, BodyGuard, HostGuard, KeyGuard
 from serve.http.keys import Keys
 from serve.http.metrics import Metrics, RequestMeter
 from serve.http.ollama import OllamaRoutes
@@ -46,12 +46,14 @@ class Access:
             named in the home.
         hosts: Host headers allowed besides the loopback names, without a port.
         max_body: Bytes of a request's body at most.
+        body_seconds: Seconds that it may take to arrive.
     """
 
     keys: Keys
     key_required: bool
     hosts: Collection[str] = ()
     max_body: int = MAX_BODY
+    body_seconds: float = BODY_SECONDS
 
 
 def create_app(
@@ -94,7 +96,7 @@ def create_app(
             Middleware(HostGuard, hosts=access.hosts),
             Middleware(KeyGuard, keys=access.keys, required=access.key_required),
             Middleware(ActivityMeter, activity=activity),
-            Middleware(BodyGuard, max_body=access.max_body),
+            Middleware(BodyGuard, max_body=access.max_body, seconds=access.body_seconds),
         ],
         exception_handlers={
             LocalLLMError: _localllm_error,

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
@@ -29,6 +29,7 @@ from localllm.settings import Settings
 from serve.discovery import ServerRecord, ServerRunningError, server_lock
 from serve.http.activity import Activity
 from serve.http.app import Access, create_app
+from serve.http.connections import ConnectionLimits, bounded_by
 from serve.http.guards import host_in_header, is_loopback
 from serve.http.keys import Keys
 from serve.http.metered import MeteredSupervisor
@@ -52,6 +53,7 @@ class ServerOptions:
         managed: The app's own server: always asks for its token, and ends by itself when it has nothing to do.
         api_key: A key besides the token and the named ones; where there is any, every request must carry one of them.
         allow_hosts: Host headers to allow besides the loopback names.
+        limits: Of its connections.
     """
 
     host: str = "127.0.0.1"
@@ -59,6 +61,7 @@ class ServerOptions:
     managed: bool = True
     api_key: str = ""
     allow_hosts: tuple[str, ...] = ()
+    limits: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ async def run_server(
         stopper.server = _uvicorn(
             create_app(
                 supervisor, store, _access(options, keys, keyed=keyed), activity, metrics, stopper.stop_on_request
-            )
+            ),
+            options.limits,
         )
         record.write(home)
         _log.info("serving at %s, process %d, version %s", record.base_url, record.pid, __version__)
@@ -144,14 +148,16 @@ def _access(options: ServerOptions, keys: Keys, *, keyed: bool) -> Access:
     return Access(
         keys=keys,
         key_required=options.managed or keyed,
+        body_seconds=options.limits.body_seconds,
         hosts={host_in_header(name) for name in (options.host, *options.allow_hosts)},
     )
 
 
-def _uvicorn(app: ASGIApp) -> "_Uvicorn":
+def _uvicorn(app: ASGIApp, limits: ConnectionLimits) -> "_Uvicorn":
     return _Uvicorn(
         uvicorn.Config(
             app,
+            http=bounded_by(limits),
             access_log=False,
             log_config=None,
             lifespan="off",
