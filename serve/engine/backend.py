@@ -9,6 +9,7 @@ from serve.engine.llama import LlamaContext, LlamaModel, SamplerChain
 from serve.engine.llama_adapters import LoadedAdapters
 from serve.engine.logprobs import Logits
 from serve.engine.request import Adapter, AdapterSet, State
+from serve.engine.step_meter import StepMeter
 from serve.engine.types import SamplingParams
 
 
@@ -97,9 +98,17 @@ class LlamaBackend:
         context: Its KV cache.
         n_seq: Sequences the context was made for.
         adapters: Those in memory.
+        meter: Told how long llama.cpp takes.
     """
 
-    def __init__(self, model: LlamaModel, context: LlamaContext, n_seq: int, adapters: LoadedAdapters) -> None:
+    def __init__(
+        self,
+        model: LlamaModel,
+        context: LlamaContext,
+        n_seq: int,
+        adapters: LoadedAdapters,
+        meter: StepMeter | None = None,
+    ) -> None:
         self._model = model
         self._context = context
         self.n_ctx = context.n_ctx
@@ -109,7 +118,9 @@ class LlamaBackend:
         self.can_share = not model.is_recurrent
         self.clear_batch = context.batch.clear
         self.add = context.batch.add
-        self.decode = context.decode
+        meter = meter or StepMeter()
+        self.decode = meter.timed(context.decode)
+        self._sample = meter.timed(self._take)
         self.state = context.state
         self.restore = context.restore
         self.piece = model.piece
@@ -141,6 +152,9 @@ class LlamaBackend:
 
     def sample(self, chain: Chain, row: int, matcher: TokenMatcher | None = None) -> int:
         """As in :class:`Backend`."""
+        return self._sample(chain, row, matcher)
+
+    def _take(self, chain: Chain, row: int, matcher: TokenMatcher | None) -> int:
         assert isinstance(chain, SamplerChain)
         if matcher is not None:
             return self._candidates.sample(chain.handle, self.logits(row), matcher)

@@ -8,13 +8,16 @@ from serve.engine.draft import Drafter
 from serve.engine.llama import LlamaContext, LlamaModel
 from serve.engine.llama_adapters import LoadedAdapters
 from serve.engine.speculation import MAX_GUESSING
+from serve.engine.step_meter import StepMeter
 
 # Models of one family pad their vocabularies differently; llama.cpp allows as much.
 _MAX_DIFFERENCE = 128
 _HINT = "Set `draft` to a smaller model of the same family, or to nothing."
 
 
-def load_drafter(target: LlamaModel, path: str, *, n_ctx: int, n_gpu_layers: int, n_threads: int) -> Drafter:
+def load_drafter(
+    target: LlamaModel, path: str, *, n_ctx: int, n_gpu_layers: int, n_threads: int, meter: StepMeter
+) -> Drafter:
     """Load the draft model in ``path``.
 
     Args:
@@ -23,6 +26,7 @@ def load_drafter(target: LlamaModel, path: str, *, n_ctx: int, n_gpu_layers: int
         n_ctx: Tokens of the target's context; the draft's own is as long, where it was trained for that.
         n_gpu_layers: Layers on the GPU; -1 is all.
         n_threads: CPU threads.
+        meter: Told how long llama.cpp takes.
 
     Raises:
         EngineLoadError: llama.cpp refuses the file, there is no memory for it, or it cannot draft for ``target``.
@@ -41,7 +45,7 @@ def load_drafter(target: LlamaModel, path: str, *, n_ctx: int, n_gpu_layers: int
         n_seq=MAX_GUESSING,
         n_threads=n_threads,
     )
-    backend = LlamaBackend(model, context, MAX_GUESSING, LoadedAdapters(model, context))
+    backend = LlamaBackend(model, context, MAX_GUESSING, LoadedAdapters(model, context), meter)
     return Drafter(backend, min(model.n_vocab, target.n_vocab))
 
 

@@ -17,6 +17,7 @@ from serve.engine.llama_pool import LlamaPooling, pooling_type
 from serve.engine.request import AdapterSet
 from serve.engine.scheduler import Scheduler
 from serve.engine.snapshots import Snapshots
+from serve.engine.step_meter import StepMeter
 from serve.engine.text_model import ChatFormat, TextModel
 from serve.engine.types import EngineInfo, EngineSpec, GenerateRequest
 from serve.toolcalls.formats import tool_format
@@ -82,13 +83,15 @@ class LoadedModel(TextModel):
             )
             n_ctx = context.n_ctx
             adapters = LoadedAdapters(self._model, context)
-            backend = LlamaBackend(self._model, context, n_seq, adapters)
+            meter = StepMeter()
+            backend = LlamaBackend(self._model, context, n_seq, adapters, meter)
             self.scheduler = Scheduler(
                 backend,
                 n_parallel=spec.n_parallel,
                 max_guess=spec.n_guess,
-                drafter=self._drafter(n_ctx),
+                drafter=self._drafter(n_ctx, meter),
                 snapshots=self._snapshots(),
+                meter=meter,
             )
         self.info = EngineInfo(
             architecture=architecture,
@@ -102,7 +105,7 @@ class LoadedModel(TextModel):
             tool_format=tool_format(chat_format.tool_template),
         )
 
-    def _drafter(self, n_ctx: int) -> Drafter | None:
+    def _drafter(self, n_ctx: int, meter: StepMeter) -> Drafter | None:
         if not self._spec.draft_path or self._model.is_recurrent:
             return None
         return load_drafter(
@@ -111,6 +114,7 @@ class LoadedModel(TextModel):
             n_ctx=n_ctx,
             n_gpu_layers=self._spec.n_gpu_layers,
             n_threads=self._n_threads,
+            meter=meter,
         )
 
     def _snapshots(self) -> Snapshots | None:

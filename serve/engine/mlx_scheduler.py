@@ -29,6 +29,7 @@ from serve.engine.order import due, giving_way, in_turn, too_late
 from serve.engine.pace import Pace
 from serve.engine.prefix import MIN_SHARED, as_tokens, n_common
 from serve.engine.request import Job, JobEvent
+from serve.engine.step_meter import StepMeter
 from serve.engine.text import TextStream
 from serve.engine.types import FinishReason, PromptLogprobs, Started, TokenLogprob
 
@@ -75,6 +76,7 @@ class MLXScheduler:
         self._n_parallel = n_parallel
         self._max_waiting = max_waiting
         self._clock = clock
+        self.meter = StepMeter(clock)
         self._pace = Pace()
         self._waiting: deque[Running] = deque()
         self._running: dict[int, Running] = {}  # by mlx-lm's uid, in order of admission
@@ -95,6 +97,11 @@ class MLXScheduler:
     def idle(self) -> bool:
         """Nothing runs and nothing waits."""
         return not self._running and not self._waiting
+
+    @property
+    def kv(self) -> tuple[int, int]:
+        """Tokens of KV that the running requests take, padding included, and how many may be taken."""
+        return self._cells(), self._n_ctx
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -258,6 +265,7 @@ class MLXScheduler:
             del self._running[uid]
             log.info("the cache is full: request %d gives way after %d tokens", request.job.id, len(request.tokens))
             self._generator.remove([uid])
+            self.meter.n_preempted += 1
             self._waiting.appendleft(request)
             self._hold = True
         self._kept.trim((self._n_ctx - self._cells()) * self._weights.kv_bytes)
@@ -272,7 +280,10 @@ class MLXScheduler:
         began = self._clock()
         with self._generator.stats() as done:
             _, answers = self._generator.next()
-        self._pace.learn(n_decoding, done.prompt_tokens, self._clock() - began)
+        seconds = self._clock() - began
+        self.meter.native += seconds
+        self.meter.batch(n_decoding + done.prompt_tokens, done.prompt_tokens)
+        self._pace.learn(n_decoding, done.prompt_tokens, seconds)
         return list(answers)
 
     # --- what a step gave ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Protocol
 from serve.engine.constraint_types import TokenMatcher
 from serve.engine.pooled import PooledJob, PooledQueue
 from serve.engine.request import AdapterSet, Job, JobEvent
+from serve.engine.step_meter import StepMeter
 from serve.engine.types import EngineInfo, GenerateRequest
 
 
@@ -15,6 +16,14 @@ class Batching(Protocol):
     @property
     def idle(self) -> bool:
         """Nothing runs and nothing waits."""
+
+    @property
+    def meter(self) -> StepMeter:
+        """Adds up what the steps do."""
+
+    @property
+    def kv(self) -> tuple[int, int]:
+        """Tokens in the KV cache, and its size."""
 
     def submit(self, job: Job) -> None:
         """Queue a job.

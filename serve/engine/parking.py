@@ -48,6 +48,11 @@ class Parking:
         while len(self._parked) > self._n_most:
             self.evict()
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all parked sequences."""
+        return sum(len(parked.tokens) for parked in self._parked)
+
     def evict(self) -> bool:
         """Let the oldest sequence go; False where none is left."""
         if not self._parked:

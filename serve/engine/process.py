@@ -17,6 +17,7 @@ from localllm.errors import EngineDiedError, EngineLoadError, LocalLLMError
 from localllm.paths import FILE_MODE
 from localllm.sanitize import one_line
 from serve.engine import wire
+from serve.engine.step_meter import StepReport
 from serve.engine.types import (
     Embeddings,
     EngineInfo,
@@ -53,12 +54,18 @@ class ProcessEngine:
         self._ids = count(1)
         self._jobs: dict[int, asyncio.Queue[wire.Event]] = {}
         self._alive = True
+        self._steps: StepReport | None = None
         self._task = asyncio.create_task(self._read_events(), name=f"engine-{info.pid}")
 
     @property
     def info(self) -> EngineInfo:
         """What the model says about itself."""
         return self._info
+
+    @property
+    def steps(self) -> StepReport | None:
+        """As in :class:`serve.engine.types.Engine`."""
+        return self._steps
 
     @property
     def alive(self) -> bool:
@@ -161,6 +168,8 @@ class ProcessEngine:
         """Hand each event to its job until the pipe closes; then tell every job that is left."""
         try:
             while (message := await _receive(self._reader)) is not None:
+                if "steps" in message:
+                    self._steps = StepReport.from_wire(message["steps"])
                 for record in message["events"]:
                     job_id, event = wire.event_from_wire(record)
                     events = self._jobs.get(job_id)

@@ -24,6 +24,7 @@ from serve.engine.prefix import MIN_SHARED, Parked, about_to_hold, as_tokens
 from serve.engine.request import Job, JobEvent, Running
 from serve.engine.snapshots import Snapshots
 from serve.engine.speculation import Speculation
+from serve.engine.step_meter import StepMeter
 from serve.engine.text import TextStream
 from serve.engine.types import Delta, Finished, FinishReason, PromptLogprobs, Started, TokenLogprob, Usage
 
@@ -46,6 +47,7 @@ class Scheduler:
         drafter: A second model that guesses too.
         snapshots: Where prefixes go that have no room in memory; None where they are forgotten.
         clock: Seconds; for tests.
+        meter: Adds up what the steps do; the one that the backend counts its time in.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Scheduler:
         drafter: Drafter | None = None,
         snapshots: Snapshots | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        meter: StepMeter | None = None,
     ) -> None:
+        self.meter = meter or StepMeter(clock)
         self._backend = backend
         self._n_parallel = n_parallel
         self._max_waiting = max_waiting
@@ -83,6 +87,12 @@ class Scheduler:
     def n_free(self) -> int:
         """Sequence ids that neither run nor are parked."""
         return len(self._free)
+
+    @property
+    def kv(self) -> tuple[int, int]:
+        """Tokens in the KV cache (a beginning that several share counts for each), and its size."""
+        used = sum(request.n_past for request in self._running)
+        return used + self._parking.n_tokens, self._backend.n_ctx
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -143,8 +153,14 @@ class Scheduler:
         n_decoding = sum(request.decoding for request in batched)
         n_rows = sum(request.n_batched for request in batched)
         n_prefill = sum(request.n_batched for request in batched if not request.decoding)
+        guessing = [request for request in batched if request.guesses]
+        n_guessed = sum(len(request.guesses) for request in guessing)
+        n_tokens = sum(len(request.tokens) for request in guessing)
         for request in batched:
             self._advance(request, events)
+        # Of the tokens that guesses brought, one a request would have come without them.
+        n_right = sum(len(request.tokens) for request in guessing) - n_tokens - len(guessing)
+        self.meter.batch(n_rows, n_prefill, n_guessed, n_right)
         seconds = self._clock() - began
         self._pace.learn(n_decoding, n_prefill, seconds)
         if not n_prefill:
@@ -243,6 +259,7 @@ class Scheduler:
             return False
         victim = giving_way(self._running)
         log.info("the cache is full: request %d gives way after %d tokens", victim.job.id, len(victim.tokens))
+        self.meter.n_preempted += 1
         self._running.remove(victim)
         self._backend.drop(victim.seq)
         self._free.append(victim.seq)

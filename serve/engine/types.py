@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 from localllm.errors import RequestError
 from serve.engine.constraint_types import Constraint
+from serve.engine.step_meter import StepReport
 from serve.toolcalls.types import ToolFormat
 
 FinishReason = Literal["stop", "length"]
@@ -278,6 +279,10 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool:
         """False once its process has ended; such an engine answers nothing more."""
+
+    @property
+    def steps(self) -> StepReport | None:
+        """What its steps took, as of about a second ago; None before the first one."""
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Stream one completion: ``Started``, any number of ``Delta``, ``Finished``.

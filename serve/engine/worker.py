@@ -101,6 +101,9 @@ class EngineThread:
             began = time.perf_counter()
             self._outbox.put(scheduler.step())
             seconds = time.perf_counter() - began
+            scheduler.meter.step(seconds)
+            if scheduler.meter.is_due(idle=scheduler.idle):
+                self._channel.send({"events": [], "steps": scheduler.meter.report(*scheduler.kv).to_wire()})
         if pooling is not None and not pooling.queue.idle:
             for job_id, event in pooling.queue.step(seconds):
                 self._channel.send_event(job_id, event)

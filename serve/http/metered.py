@@ -10,6 +10,7 @@ from localllm.memory import MachineMemory
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from localllm.settings import Settings
+from serve.engine.step_meter import StepReport
 from serve.engine.types import Embeddings, Engine, EngineInfo, GenerateEvent, GenerateRequest, Scores
 from serve.http.metrics import CompletionMeter, Metrics
 from serve.supervisor import StartEngine, Supervisor
@@ -40,6 +41,7 @@ class MeteredSupervisor(Supervisor):
     async def engine(self, name: str, keep_alive: float | None = None) -> AsyncIterator[tuple[Manifest, Engine]]:
         """As :meth:`Supervisor.engine`."""
         async with super().engine(name, keep_alive) as (manifest, engine):
+            self._metrics.steps.watch(str(manifest.model_name), engine)
             yield manifest, MeteredEngine(engine, self._metrics, str(manifest.model_name))
 
 
@@ -61,6 +63,11 @@ class MeteredEngine:
     def info(self) -> EngineInfo:
         """As in :class:`serve.engine.types.Engine`, like all that follows."""
         return self._engine.info
+
+    @property
+    def steps(self) -> StepReport | None:
+        """What its steps took."""
+        return self._engine.steps
 
     @property
     def alive(self) -> bool:

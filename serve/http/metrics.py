@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.engine.types import Delta, Finished, GenerateEvent, Started
+from serve.http.step_metrics import StepCollector
 from serve.supervisor import LoadedModel
 
 _FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -44,6 +45,8 @@ class Metrics:
         self.next_token = self._histogram(
             "localllm_inter_token_seconds", "Between two tokens of an answer.", _NEXT_TOKEN_SECONDS
         )
+        self.steps = StepCollector()
+        self.registry.register(self.steps)
         self.waiting = self._gauge("localllm_engine_waiting", "Completions that wait for the engine to admit them.")
         self.running = self._gauge("localllm_engine_running", "Completions that the engine works on.")
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localllm.errors import EngineDiedError, LocalLLMError, RequestError
 from localllm.models.manifest import Manifest, ModelFile, write_manifest
@@ -25,6 +26,9 @@ from serve.engine.types import (
 )
 from serve.toolcalls.types import ToolFormat
 from tests.fakes.gguf_files import write_tiny_gguf
+
+if TYPE_CHECKING:
+    from serve.engine.step_meter import StepReport
 
 N_EMBD = 4
 
@@ -58,6 +62,7 @@ class ScriptedEngine:
         self.most_active = 0
         self.cancelled = 0
         self.closed = False
+        self.steps: StepReport | None = None
         self._scripts = scripts
         self._died = asyncio.Event()
         self._info = EngineInfo("llama", spec.n_ctx or 256, 256, 275, N_EMBD, 1, True, pid, scripts[0].tool_format)

@@ -268,3 +268,15 @@ async def test_no_prompt_in_the_log(starter_path, tmp_path):
     await engine.embed(["xyzzy-canary-plugh"])
     await engine.close()
     assert "xyzzy" not in log.read_text()
+
+
+async def test_steps_are_reported(engine):
+    async for _ in engine.generate(GenerateRequest(prompt="hello", max_tokens=5)):
+        pass
+    async with asyncio.timeout(10):
+        while engine.steps is None:  # noqa: ASYNC110  the report is a frame of its own
+            await asyncio.sleep(0.01)
+    assert sum(engine.steps.seconds.counts) >= 1
+    assert engine.steps.n_prefill >= 1
+    assert 0 < engine.steps.python_seconds < engine.steps.seconds.total
+    assert engine.steps.kv_size == engine.info.n_ctx

@@ -1,9 +1,9 @@
 """Peers that are slow, silent, or do not read, over real sockets."""
 
 import asyncio
+import contextlib
 import json
 import socket
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -25,7 +25,7 @@ def head(length: int, path: str = "/v1/chat/completions") -> bytes:
     ).encode()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def connected(served, buffer: int = 0):
     """A connection; with ``buffer`` its kernel keeps no more than that (about) of what nobody reads."""
     sock = socket.socket()
@@ -55,11 +55,9 @@ async def whole(reader) -> bytes:
     """Everything until the server closes, which it must."""
     taken = b""
     async with asyncio.timeout(10):
-        try:
+        with contextlib.suppress(ConnectionError):  # it closed while the peer went on sending
             while piece := await reader.read(1024):
                 taken += piece
-        except ConnectionError:  # it closed while the peer went on sending
-            pass
     return taken
 
 

@@ -5,6 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from localllm.errors import EngineDiedError, RequestError
+from serve.engine.step_meter import StepMeter
 from tests.fakes.engine import Script
 
 CANARY = "canary-9f31"
@@ -99,3 +100,43 @@ async def test_errors(serve, script):
     assert samples["localllm_completions_total", "tiny:f16", "error"] == 1
     assert samples["localllm_engine_waiting", "tiny:f16"] == 0
     assert samples.get(("localllm_engine_running", "tiny:f16"), 0) == 0
+
+
+def steps(n: int, kv_used: int = 5):
+    meter = StepMeter()
+    for _ in range(n):
+        meter.batch(3, 2, n_guessed=4, n_right=1)
+        meter.step(0.04)
+    return meter.report(kv_used, 100)
+
+
+async def test_the_engines_steps(serve):
+    served = await serve()
+    await chat(served)
+    served.engine.steps = steps(2)
+    samples = await scrape(served)
+    assert samples["localllm_engine_step_seconds_count", "tiny:f16"] == 2
+    assert samples["localllm_engine_step_seconds_bucket", "0.03", "tiny:f16"] == 0
+    assert samples["localllm_engine_step_seconds_bucket", "0.05", "tiny:f16"] == 2
+    assert samples["localllm_engine_step_python_share_count", "tiny:f16"] == 2
+    assert samples["localllm_engine_step_rows_sum", "tiny:f16"] == 6
+    assert samples["localllm_engine_prompt_tokens_computed_total", "tiny:f16"] == 4
+    assert samples["localllm_engine_tokens_guessed_total", "tiny:f16"] == 8
+    assert samples["localllm_engine_tokens_guessed_right_total", "tiny:f16"] == 2
+    assert samples["localllm_engine_preemptions_total", "tiny:f16"] == 0
+    assert samples["localllm_engine_kv_used_tokens", "tiny:f16"] == 5
+    assert samples["localllm_engine_kv_size_tokens", "tiny:f16"] == 100
+
+
+async def test_totals_outlive_the_engine_and_what_it_holds_does_not(serve):
+    served = await serve()
+    await chat(served)
+    served.engine.steps = steps(2)
+    served.engine.die()
+    after = await scrape(served)
+    assert after["localllm_engine_step_seconds_count", "tiny:f16"] == 2
+    assert after["localllm_engine_kv_used_tokens", "tiny:f16"] == 0
+    await chat(served)
+    served.engine.steps = steps(3)
+    assert len(served.starter.started) == 2
+    assert (await scrape(served))["localllm_engine_step_seconds_count", "tiny:f16"] == 5
