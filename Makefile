@@ -15,7 +15,7 @@ help:
 	@echo 'make fuzz        fuzz the GGUF validator and the server for about FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make lint        ruff, mypy --strict, import-linter'
 	@echo 'make format      let ruff format and mend what it can'
-	@echo 'make bench       measure the server beside llama-server, and its own share of a step'
+	@echo 'make bench       measure the server beside its peers, and its own share of a step'
 	@echo 'make docs        write docs/commands.md anew from the commands themselves'
 	@echo 'make screenshot  write docs/screenshot.svg anew, drawn by the app'
 	@echo 'make setup       install only'
@@ -63,6 +63,7 @@ format: .venv/.installed-dev
 # Alone on the machine: a second busy program makes the threads of llama.cpp crawl.
 bench: .venv/.installed-dev
 	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.serve --engine mlx
 	$(BIN)/python -m benchmarks.together
 	$(BIN)/python -m benchmarks.step 2>/dev/null
 

@@ -64,15 +64,17 @@ async def complete(client: httpx2.AsyncClient, model: str, prompt: str, n_tokens
                 answer.text += chunk["choices"][0]["text"]
             if chunk.get("usage"):
                 answer.n_tokens = chunk["usage"]["completion_tokens"]
+    # llama-cpp-python's server tells of no usage in a stream; each of its pieces is a token.
+    answer.n_tokens = answer.n_tokens or len(answer.times)
     return answer
 
 
 async def together(
-    client: httpx2.AsyncClient, model: str, prompts: list[str], n_tokens: int
+    client: httpx2.AsyncClient, model: str, prompts: list[str], n_tokens: int, **more: Any
 ) -> tuple[list[Answer], float]:
     """All prompts at once; the answers and the seconds until the last one was complete."""
     began = time.perf_counter()
-    answers = await asyncio.gather(*(complete(client, model, prompt, n_tokens) for prompt in prompts))
+    answers = await asyncio.gather(*(complete(client, model, prompt, n_tokens, **more) for prompt in prompts))
     return answers, time.perf_counter() - began
 
 

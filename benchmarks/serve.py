@@ -1,11 +1,11 @@
 """localllm's server beside its peers, in turn, on the same model.
 
-    .venv/bin/python -m benchmarks.serve [--rounds 3] [--only decode,prefix] [--json FILE]
+    .venv/bin/python -m benchmarks.serve [--engine mlx] [--rounds 3] [--only decode,prefix] [--json FILE]
 
 Each round starts every server once (A B A B), runs every scenario on it, and stops it; the medians over the rounds are
-printed as a Markdown table. ``llama-server`` is taken from ``$LLAMA_SERVER`` or the PATH, and left out with a line
-that says so where it is absent. Measure on a machine that does nothing else: a second busy process makes the threads
-of llama.cpp crawl.
+printed as a Markdown table. ``benchmarks/peers.py`` tells where the peers are looked for, ``benchmarks/ceiling.py``
+where llama.cpp's own benches are; what is absent is left out with a line that says so. Measure on a machine that does
+nothing else: a second busy process makes the threads of llama.cpp crawl.
 """
 
 import argparse
@@ -21,13 +21,15 @@ from pathlib import Path
 
 import httpx2
 
+from benchmarks import ceiling
 from benchmarks.load import TIMEOUT, complete, percentile, together
-from benchmarks.peers import PEERS, Load, Running, missing, starter
+from benchmarks.peers import PEERS, Load, Running, missing, mlx_model, starter
 from localllm.paths import Home
 
 Figures = dict[str, float]
 Scenario = Callable[[httpx2.AsyncClient, Running, str], Awaitable[Figures]]
 
+_N_TOKENS = 96  # of each stream of the decode scenario
 _SENTENCES = (
     "The harbour was quiet before dawn, and the boats lay still. ",
     "A baker lit the oven and counted the loaves of yesterday. ",
@@ -49,11 +51,11 @@ def hash_of(text: str) -> int:
 
 
 async def decode(client: httpx2.AsyncClient, server: Running, salt: str) -> Figures:
-    """1, 4, 8 and 16 streams of 96 tokens."""
+    """1, 4, 8 and 16 streams."""
     figures: Figures = {}
     for n in (1, 4, 8, 16):
         prompts = [f"{salt} number {i} of {n}: once upon a time" for i in range(n)]
-        answers, seconds = await together(client, server.model, prompts, 96)
+        answers, seconds = await together(client, server.model, prompts, _N_TOKENS, **server.extra)
         gaps = [gap for answer in answers for gap in answer.gaps]
         figures[f"decode {n}: tok/s"] = sum(answer.n_tokens for answer in answers) / seconds
         figures[f"decode {n}: first token ms"] = 1000 * statistics.median(answer.first for answer in answers)
@@ -65,10 +67,13 @@ async def decode(client: httpx2.AsyncClient, server: Running, salt: str) -> Figu
 async def prefix(client: httpx2.AsyncClient, server: Running, salt: str) -> Figures:
     """A prefix of some 700 tokens asked again; one of 1,000 asked sixteen ways at once."""
     shared = passage(f"{salt} warm", 500)
-    cold = await complete(client, server.model, f"{shared} Question one:", 8)
-    warm = [(await complete(client, server.model, f"{shared} Question {i}:", 8)).first for i in range(5)]
+    cold = await complete(client, server.model, f"{shared} Question one:", 8, **server.extra)
+    warm = [
+        (await complete(client, server.model, f"{shared} Question {i}:", 8, **server.extra)).first for i in range(5)
+    ]
     shared = passage(f"{salt} sixteen", 720)
-    _, seconds = await together(client, server.model, [f"{shared} Question {i}:" for i in range(16)], 16)
+    questions = [f"{shared} Question {i}:" for i in range(16)]
+    _, seconds = await together(client, server.model, questions, 16, **server.extra)
     return {
         "prefix: cold first token ms": 1000 * cold.first,
         "prefix: warm first token ms": 1000 * statistics.median(warm),
@@ -79,11 +84,11 @@ async def prefix(client: httpx2.AsyncClient, server: Running, salt: str) -> Figu
 async def arrival(client: httpx2.AsyncClient, server: Running, salt: str) -> Figures:
     """A prompt of 2,000 tokens arrives while seven streams decode."""
     streams = [
-        asyncio.create_task(complete(client, server.model, f"{salt} stream {i}: in the beginning", 160))
+        asyncio.create_task(complete(client, server.model, f"{salt} stream {i}: in the beginning", 160, **server.extra))
         for i in range(7)
     ]
     await asyncio.sleep(1.0)
-    late = await complete(client, server.model, passage(f"{salt} late", 1500), 8)
+    late = await complete(client, server.model, passage(f"{salt} late", 1500), 8, **server.extra)
     answers = await asyncio.gather(*streams)
     gaps = [gap for answer in answers for gap in answer.gaps]
     return {
@@ -101,7 +106,7 @@ async def measure(server: Running, names: list[str], salt: str) -> Figures:
     # A connection for each request: llama-server closes kept ones just when the next request goes out.
     limits = httpx2.Limits(max_keepalive_connections=0)
     async with httpx2.AsyncClient(base_url=server.base_url, timeout=TIMEOUT, limits=limits, trust_env=False) as client:
-        await complete(client, server.model, "Warm up.", 16)
+        await complete(client, server.model, "Warm up.", 16, **server.extra)
         figures: Figures = {}
         for name in names:
             figures |= await SCENARIOS[name](client, server, salt)
@@ -112,28 +117,45 @@ async def measure(server: Running, names: list[str], salt: str) -> Figures:
 def main() -> None:
     """Run the rounds, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engine", choices=tuple(PEERS), default="llama", help="llama.cpp, or MLX and its own peer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default=",".join(SCENARIOS), help=f"some of {', '.join(SCENARIOS)}")
+    parser.add_argument(
+        "--peers", help="only these, of: " + ", ".join(name for peers in PEERS.values() for name in peers)
+    )
     parser.add_argument("--json", type=Path, help="write every figure of every round there")
     args = parser.parse_args()
-    for name in PEERS:
-        if reason := missing(name):
-            print(f"left out: {reason}", file=sys.stderr)
-    names = [name for name in PEERS if not missing(name)]
-    results: dict[str, list[Figures]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as directory:
-        home = Home(Path(directory)).ensure()
-        load = Load(starter(home), args.threads, n_ctx=20480, n_batch=512, slots=16)
-        for round_number in range(args.rounds):
-            for name in names:
-                with PEERS[name](load, home) as server:
-                    figures = asyncio.run(measure(server, args.only.split(","), f"Round {round_number}"))
-                results[name].append(figures)
-                print(f"round {round_number + 1}: {name} done", file=sys.stderr, flush=True)
+        results = run_rounds(args, Home(Path(directory)).ensure())
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
     print_table(results)
+
+
+def run_rounds(args: argparse.Namespace, home: Home) -> dict[str, list[Figures]]:
+    """Every figure of every round, by peer; ours stands first, the ceiling last."""
+    peers, scenarios = PEERS[args.engine], args.only.split(",")
+    wanted = [name for name in peers if args.peers is None or name in args.peers.split(",")]
+    reasons = {name: missing(name) for name in wanted}
+    names = [name for name in wanted if not reasons[name]]
+    with_ceiling = args.engine == "llama" and "decode" in scenarios
+    if with_ceiling:
+        reasons[ceiling.NAME] = ceiling.missing()
+    for reason in filter(None, reasons.values()):
+        print(f"left out: {reason}", file=sys.stderr)
+    path = mlx_model(home) if args.engine == "mlx" else starter(home)
+    load = Load(path, args.threads, n_ctx=20480, n_batch=512, slots=16)
+    results: dict[str, list[Figures]] = defaultdict(list)
+    for number in range(args.rounds):
+        for name in names:
+            with peers[name](load, home) as server:
+                results[name].append(asyncio.run(measure(server, scenarios, f"Round {number}")))
+            print(f"round {number + 1}: {name} done", file=sys.stderr, flush=True)
+        if with_ceiling and not reasons[ceiling.NAME]:
+            results[ceiling.NAME].append(ceiling.measure(load, _N_TOKENS))
+            print(f"round {number + 1}: {ceiling.NAME} done", file=sys.stderr, flush=True)
+    return results
 
 
 def print_table(results: dict[str, list[Figures]]) -> None:
@@ -144,9 +166,14 @@ def print_table(results: dict[str, list[Figures]]) -> None:
     print("| | " + " | ".join(names) + "".join(f" | ours / {peer}" for peer in peers) + " |")
     print("|---" * (1 + len(names) + len(peers)) + "|")
     for figure in results[names[0]][0]:
-        medians = {name: statistics.median(round_[figure] for round_ in results[name]) for name in names}
-        cells = [f"{medians[name]:.1f}" for name in names]
-        cells += [f"{medians[names[0]] / medians[peer]:.2f}" for peer in peers]
+        medians = {
+            name: statistics.median(round_[figure] for round_ in results[name])
+            for name in names
+            if figure in results[name][0]
+        }
+        ours = medians[names[0]]
+        cells = [f"{medians[name]:.1f}" if name in medians else "" for name in names]
+        cells += [f"{ours / medians[peer]:.2f}" if medians.get(peer) else "" for peer in peers]
         print(f"| {figure} | " + " | ".join(cells) + " |")
 
 
