@@ -1,7 +1,7 @@
 """Where llama.cpp is known to give other token ids than the Hugging Face tokenizer, whatever the file says.
 
-WordPiece's were found by comparing every assigned character, NFC and CASE on mixed text (docs/LOG.md). PREFIX and STRIP are
-read from llama.cpp's source. A reason says that a text is of a kind that may differ, not that it is why this one did.
+WordPiece's were found by comparing every assigned character, NFC and CASE on mixed text (docs/LOG.md); PREFIX and STRIP
+are read from its source. A reason says that a text is of a kind that may differ, not that it is why this one did.
 """
 
 import json
