@@ -53,6 +53,7 @@ def to_gguf(
     type: str = "auto",  # noqa: A002 - what everyone calls it
     split_bytes: int = 0,
     name: str = "",
+    pooling: str = "",
     progress: OnProgress = lambda *_: None,
     check_cancelled: OnCheck = lambda: None,
 ) -> tuple[Path, ...]:
@@ -64,6 +65,7 @@ def to_gguf(
         type: Of the matrices: ``f32``, ``f16``, ``bf16``, ``q8_0``, or ``auto`` for the model's own type.
         split_bytes: See :func:`.gguf_writer.write_gguf`.
         name: ``general.name``; the directory's by default.
+        pooling: See :func:`.pooling.pooling_metadata`.
         progress: Told after every few megabytes.
         check_cancelled: Called as often; an exception from it leaves nothing.
 
@@ -92,7 +94,10 @@ def to_gguf(
         tensors = [array_tensor(name, array) for name, array in family.made_tensors(config).items()]
         tensors += [planned_tensor(plan, source, _fitting_type(plan, chosen)) for plan in plans]
         n_vocab = next(plan.shape[0] for plan in plans if plan.name == "token_embd.weight")
-        metadata |= {f"{family.architecture}.vocab_size": n_vocab, **pooling_metadata(source_dir, family.architecture)}
+        metadata |= {
+            f"{family.architecture}.vocab_size": n_vocab,
+            **pooling_metadata(source_dir, family.architecture, pooling),
+        }
         metadata |= {"general.file_type": _FILE_TYPES[chosen], "general.quantization_version": _QUANTIZATION_VERSION}
         metadata |= _sized(gguf_tokenizer(source_dir), n_vocab)
         if family.architecture == "bert":

@@ -17,12 +17,19 @@ _FOLDER = "1_Pooling"
 _PREFIX = "sentence_transformers.models."
 
 
-def pooling_metadata(directory: Path, architecture: str) -> dict[str, MetadataValue]:
+def pooling_metadata(directory: Path, architecture: str, pooling: str = "") -> dict[str, MetadataValue]:
     """The metadata of a sentence-transformers directory; none for another model.
+
+    Args:
+        directory: With modules.json, and the folder of settings that it names.
+        architecture: GGUF's name.
+        pooling: ``mean``, ``cls`` or ``lasttoken``, where it is known without the directory.
 
     Raises:
         InvalidModelError: The directory's files are damaged, or say something that llama.cpp does not compute.
     """
+    if pooling:
+        return {f"{architecture}.{_KEY}": _NAMES[pooling]}
     modules = directory / "modules.json"
     if not modules.is_file():
         return {}
@@ -30,8 +37,8 @@ def pooling_metadata(directory: Path, architecture: str) -> dict[str, MetadataVa
         folders = [str(module["path"]) for module in json.loads(modules.read_bytes()) if "Pooling" in module["type"]]
         if not folders:
             return {}
-        pooling = json.loads((directory / Path(folders[0]).name / "config.json").read_bytes())
-        return {f"{architecture}.{_KEY}": _pooling_type(pooling)}
+        settings = json.loads((directory / Path(folders[0]).name / "config.json").read_bytes())
+        return {f"{architecture}.{_KEY}": _pooling_type(settings)}
     except FileNotFoundError as error:
         raise InvalidModelError(
             "The embedder's pooling is not known: modules.json names it, and its config.json is missing.",

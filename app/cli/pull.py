@@ -16,6 +16,7 @@ from localllm.sanitize import one_line
 
 _SOURCES = """sources:
   starter                        a small model to begin with (98 MB)
+  embedder                       a small model for embeddings, in English (91 MB; 46 MB once it is stored)
   org/repo                       a repository on the Hugging Face hub; Q4_K_M where there are several
   org/repo:q8_0                  the model in another quantization
   org/repo:file.gguf@revision    one file of one revision; hf:org/repo is the same

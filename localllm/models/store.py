@@ -62,7 +62,7 @@ class ModelStore:
         ]
         if alias and not matching:
             # Pulled with --as: it is the same model under another name.
-            matching = [manifest for manifest in models if manifest.files[0].sha256 == alias.sha256]
+            matching = [manifest for manifest in models if alias.is_of(manifest)]
         if not matching:
             raise ModelNotFoundError(f"There is no model {text.strip()!r} here.", _not_found_hint(text, models))
         return min(

