@@ -6,11 +6,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from app.cli import models_adapters, models_fit
+from app.cli import models_adapters, models_export, models_fit
 from app.cli.output import human_bytes, print_table
 from localllm.adapters import AdapterManifest, AdapterStore
 from localllm.errors import ModelNotFoundError, UsageError
-from localllm.models.manifest import Manifest
+from localllm.models.manifest import Manifest, made_by
 from localllm.models.names import parse_model_name
 from localllm.models.store import ModelStore
 from localllm.paths import Home
@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands and their arguments; without one, the models are listed."""
     parser.set_defaults(json=False)
     _add_json(parser)
-    commands = parser.add_subparsers(dest="action", metavar="{list,show,rm,fit}")
+    commands = parser.add_subparsers(dest="action", metavar="{list,show,rm,fit,export}")
     listing = commands.add_parser("list", help="the models that are here (the default)", allow_abbrev=False)
     _add_json(listing)
     show = commands.add_parser("show", help="everything known about one model or adapter", allow_abbrev=False)
@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     remove.add_argument("-y", "--yes", action="store_true", help="do not ask")
     models_fit.configure(commands.add_parser("fit", help="what would fit in this machine's memory", allow_abbrev=False))
+    models_export.configure(commands.add_parser("export", help="the same model in another form", allow_abbrev=False))
 
 
 def run(args: argparse.Namespace, home: Home) -> int:
@@ -48,6 +49,8 @@ def run(args: argparse.Namespace, home: Home) -> int:
             return _remove(store, adapters, args.names, yes=args.yes)
         case "fit":
             return models_fit.run(args, home)
+        case "export":
+            return models_export.run(args, home)
         case _:
             return _list(store, adapters, as_json=args.json)
 
@@ -113,7 +116,7 @@ def _show(store: ModelStore, name: str, *, as_json: bool) -> int:
     for file in model.files:
         print(f"  {one_line(file.path)}  {human_bytes(file.size)}  sha256 {one_line(file.sha256)}")
     if not store.is_whole(model):
-        print(f"A file is missing or cut: `localllm pull {one_line(model.source)}` mends it.", file=sys.stderr)
+        print(f"A file is missing or cut: `{one_line(made_by(model))}` mends it.", file=sys.stderr)
     return 0
 
 

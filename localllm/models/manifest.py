@@ -84,6 +84,11 @@ class Manifest:
         return sum(file.size for file in self.files)
 
 
+def made_by(manifest: Manifest) -> str:
+    """The command that gets or makes the model again."""
+    return f"localllm {manifest.parent.how if manifest.parent else f'pull {manifest.source}'}"
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` into ``directory``, atomically."""
     record = {"version": VERSION, **asdict(manifest)}

@@ -10,7 +10,7 @@ from pathlib import Path
 from localllm.errors import InvalidModelError, ModelNotFoundError, StoreError
 from localllm.files import sync_directory
 from localllm.models.aliases import ALIASES
-from localllm.models.manifest import MANIFEST, Manifest, read_manifest
+from localllm.models.manifest import MANIFEST, Manifest, made_by, read_manifest
 from localllm.models.names import ModelName, parse_model_name
 from localllm.models.workspace import Workspace
 from localllm.paths import DIR_MODE, Home
@@ -98,7 +98,7 @@ class ModelStore:
             if not path.is_file():
                 where = f"{path} is gone" if Path(file.path).is_absolute() else f"its file {path.name} is missing"
                 raise InvalidModelError(
-                    f"{manifest.model_name} cannot be used: {where}.", f"Pull it again: localllm pull {manifest.source}"
+                    f"{manifest.model_name} cannot be used: {where}.", f"Get it again: {made_by(manifest)}"
                 )
             paths.append(path)
         return paths
