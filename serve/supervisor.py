@@ -1,26 +1,30 @@
 """Which models are loaded: one child process each, started on demand, replaced when memory is short.
 
-Names are looked up in the model store and nowhere else, so no request can make the server open a path of its choice.
+Names are looked up by :mod:`serve.registry` and nowhere else. GGUF models are loaded once, whatever adapters requests
+name; an MLX model is loaded anew for each adapter.
 """
 
 import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from localllm.errors import EngineBusyError, ModelNotFoundError, ServerError, UsageError
+from localllm.adapters import AdapterStore
+from localllm.errors import EngineBusyError, ServerError
 from localllm.memory import KV_BYTES, USUAL_CONTEXT, MachineMemory, ModelShape, require_fit
 from localllm.memory_safetensors import files_shape
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from localllm.settings import Settings
 from localllm.snapshots import snapshot_directory
+from serve.adapted import AdaptedEngine
 from serve.engine.types import Engine, EngineSpec
+from serve.registry import Registry, Served
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +65,7 @@ class LoadedModel:
 class _Slot:
     """A model that was asked for: loaded, being loaded, or neither."""
 
-    manifest: Manifest
+    served: Served
     engine: Engine | None = None
     loading: asyncio.Task[Engine] | None = None
     memory: int = 0
@@ -77,7 +81,7 @@ class _Slot:
 
     @property
     def name(self) -> str:
-        return str(self.manifest.model_name)
+        return self.served.name
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class Supervisor:
         room_seconds: float = 60,
     ) -> None:
         self._store = store
+        self._registry = Registry(store, AdapterStore(store.home))
         self._settings = settings
         self._machine = machine
         self._start_engine = start_engine
@@ -129,25 +134,30 @@ class Supervisor:
         self._ending: set[asyncio.Task[None]] = set()  # unloads that nobody waits for
 
     @asynccontextmanager
-    async def engine(self, name: str, keep_alive: float | None = None) -> AsyncIterator[tuple[Manifest, Engine]]:
-        """The engine of a model, loaded if need be, and kept while inside.
+    async def engine(
+        self, name: str, keep_alive: float | None = None, adapters: Sequence[tuple[str, float]] = ()
+    ) -> AsyncIterator[tuple[Served, Engine]]:
+        """The engine of a model, loaded if need be, and kept while inside; it computes with the adapters.
 
         Args:
-            name: The model's.
+            name: The model's, with those of adapters after it, if any: ``model+adapter``.
             keep_alive: Seconds that it stays afterwards, until the next request says otherwise: 0 unloads it at once,
                 infinity never. None for what the settings say.
+            adapters: Names and scales of more adapters.
 
         A caller that is cancelled while it waits does not stop the load: others may wait for it, and the next request
         finds it done.
 
         Raises:
-            ModelNotFoundError: The store has no such model.
+            ModelNotFoundError: There is no such model or adapter.
+            RequestError: The adapters cannot be used so.
             InvalidModelError: Its file is damaged.
             MemoryFitError: It does not fit in this machine's memory.
             EngineBusyError: Models that were answering held the memory for too long.
             EngineLoadError: Its process could not load it.
         """
-        slot = self._slot(await asyncio.to_thread(self._resolve, name))
+        served, request_adapters = await asyncio.to_thread(self._resolve, name, adapters)
+        slot = self._slot(served.weights)
         slot.waiting += 1
         try:
             engine = await self._loaded(slot)
@@ -156,7 +166,9 @@ class Supervisor:
         slot.active += 1
         slot.keep_alive = keep_alive
         try:
-            yield slot.manifest, engine
+            if request_adapters:
+                engine = AdaptedEngine(engine, request_adapters)
+            yield served, engine
         finally:
             slot.active -= 1
             slot.last_used = time.monotonic()
@@ -189,19 +201,19 @@ class Supervisor:
                 _log.info("unloading %s: unused for %.0f s", slot.name, now - slot.last_used)
                 await self._unload(slot)
 
-    async def unload(self, name: str) -> Manifest:
+    async def unload(self, name: str) -> Served:
         """Unload a model, if it is loaded: at once, or when the requests that it is answering have ended.
 
         Raises:
-            ModelNotFoundError: The store has no such model.
+            ModelNotFoundError: There is no such model or adapter.
         """
-        manifest = await asyncio.to_thread(self._resolve, name)
-        for slot in [slot for slot in self._slots.values() if slot.manifest.model_name == manifest.model_name]:
+        served = await asyncio.to_thread(self._registry.resolve, name)
+        for slot in [slot for slot in self._slots.values() if slot.name == served.weights.name]:
             slot.keep_alive = 0
             if slot.unused and slot.engine is not None and slot.loading is None:
                 _log.info("unloading %s: asked to", slot.name)
                 await self._unload(slot)
-        return manifest
+        return served
 
     async def close(self) -> None:
         """End every engine; requests under way fail with EngineDiedError."""
@@ -221,18 +233,18 @@ class Supervisor:
             return None
         return kept if slot.active else max(0.0, slot.last_used + kept - time.monotonic())
 
-    def _resolve(self, name: str) -> Manifest:
-        try:
-            return self._store.resolve(name)
-        except UsageError as error:
-            # To the API a name that can be none is a name that is not there.
-            raise ModelNotFoundError(error.message, error.hint) from None
+    def _resolve(
+        self, name: str, adapters: Sequence[tuple[str, float]]
+    ) -> tuple[Served, tuple[tuple[str, float], ...]]:
+        served = self._registry.resolve(name, adapters)
+        return served, self._registry.request_adapters(served)
 
-    def _slot(self, manifest: Manifest) -> _Slot:
+    def _slot(self, served: Served) -> _Slot:
         if self._closed:
             raise ServerError("The server is stopping.", "Ask again in a moment.")
-        key = (str(manifest.model_name), " ".join(file.sha256 for file in manifest.files))
-        return self._slots.setdefault(key, _Slot(manifest))
+        files = [*served.manifest.files, *(file for adapter, _ in served.adapters for file in adapter.files)]
+        key = (served.name, " ".join(file.sha256 for file in files))
+        return self._slots.setdefault(key, _Slot(served))
 
     async def _loaded(self, slot: _Slot) -> Engine:
         while True:
@@ -258,13 +270,15 @@ class Supervisor:
         async with self._load_lock:
             await self._bury_dead()
             machine = self._machine()
-            plan = await asyncio.to_thread(self._check, slot.manifest, machine)
-            is_gguf = slot.manifest.format == "gguf"
+            manifest = slot.served.manifest
+            plan = await asyncio.to_thread(self._check, manifest, machine)
+            is_gguf = manifest.format == "gguf"
             await self._make_room(slot, plan.memory, machine.budget)
             spec = EngineSpec(
                 # A GGUF model is its file, the others are the directory that config.json is in.
                 path=str(plan.path if is_gguf else plan.path.parent),
                 engine="llama" if is_gguf else "mlx",
+                adapter=self._registry.spec_adapter(slot.served),
                 n_ctx=plan.n_ctx,
                 n_threads=self._settings.threads,
                 n_gpu_layers=self._settings.gpu_layers,
@@ -274,7 +288,7 @@ class Supervisor:
                 snapshot_dir=str(plan.snapshots or ""),
                 snapshot_bytes=int(self._settings.snapshots * 1e9),
             )
-            log_path = self._logs / f"engine-{slot.manifest.name}-{slot.manifest.variant}.log"
+            log_path = self._logs / f"engine-{slot.name.replace(':', '-')}.log"
             began = time.monotonic()
             engine = await self._start_engine(spec, log_path=log_path)
             slot.engine, slot.memory, slot.last_used = engine, plan.memory, time.monotonic()

@@ -53,18 +53,18 @@ class AnthropicRoutes:
         return JSONResponse({"input_tokens": n_tokens})
 
     async def _message(self, body: MessagesRequest, client: str) -> dict[str, Any]:
-        async with self._supervisor.engine(body.model) as (manifest, engine):
+        async with self._supervisor.engine(body.model) as (served, engine):
             answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
             done = await complete(engine, answer.request)
         parts = [*answer.parts(done.text), *answer.last_parts()]
         stop = _stop_fields(done.finished, answer)
-        return _message(str(manifest.model_name), whole_blocks(parts), stop, _usage_fields(done.finished.usage))
+        return _message(served.name, whole_blocks(parts), stop, _usage_fields(done.finished.usage))
 
     async def _events(self, body: MessagesRequest, client: str) -> AsyncGenerator[bytes, None]:
         """The events of a streamed answer. The engine is kept until the generator is closed."""
-        async with self._supervisor.engine(body.model) as (manifest, engine):
+        async with self._supervisor.engine(body.model) as (served, engine):
             answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
-            name, blocks = str(manifest.model_name), BlockEvents()
+            name, blocks = served.name, BlockEvents()
             async with aclosing(generate_all(engine, [answer.request])) as events:
                 async for _, item in events:
                     match item:

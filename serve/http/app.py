@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from localllm.adapters import AdapterStore
 from localllm.errors import LocalLLMError
 from localllm.models.store import ModelStore
 from serve.http.activity import Activity, ActivityMeter
@@ -31,6 +32,7 @@ from serve.http.replies import error_response
 from serve.http.rerank import RerankRoutes
 from serve.http.responses import ResponsesRoutes
 from serve.http.tokens import TokenRoutes
+from serve.registry import Registry
 from serve.supervisor import Supervisor
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody is left to read it
@@ -74,6 +76,7 @@ def create_app(
         metrics: Count the requests.
         stop: Makes the server finish and stop.
     """
+    registry = Registry(store, AdapterStore(store.home))
     all_routes = AllRoutes(
         generation=GenerationRoutes(supervisor),
         embeddings=EmbeddingsRoutes(supervisor),
@@ -81,9 +84,9 @@ def create_app(
         responses=ResponsesRoutes(supervisor),
         anthropic=AnthropicRoutes(supervisor),
         ollama=OllamaRoutes(supervisor),
-        ollama_models=OllamaModelRoutes(supervisor, store),
+        ollama_models=OllamaModelRoutes(supervisor, store, registry),
         tokens=TokenRoutes(supervisor),
-        catalogue=CatalogueRoutes(store),
+        catalogue=CatalogueRoutes(registry),
         internal=InternalRoutes(supervisor, metrics, stop),
     )
     table = endpoints(all_routes)

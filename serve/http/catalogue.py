@@ -10,15 +10,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from localllm import __version__
-from localllm.errors import ModelNotFoundError, UsageError
-from localllm.models.manifest import Manifest
-from localllm.models.store import ModelStore
 from serve.http.disconnect import unless_disconnected
 from serve.http.errors import HTTPError
 from serve.http.json_body import parse_json
 from serve.http.metrics import Metrics
 from serve.http.openai_types import LoadRequest
 from serve.http.wire_types import validate
+from serve.registry import Registry, Served
 from serve.supervisor import Supervisor
 
 _ANTHROPIC = "anthropic-version"  # a header that its clients always send
@@ -28,27 +26,23 @@ class CatalogueRoutes:
     """The routes that tell what is here.
 
     Args:
-        store: Where models are.
+        registry: Tells what is here, and what names mean.
     """
 
-    def __init__(self, store: ModelStore) -> None:
-        self._store = store
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
 
     async def models(self, request: Request) -> Response:
-        """``GET /v1/models``: what is here, whether it is loaded or not; for Anthropic's clients in their own shape."""
+        """``GET /v1/models``: what is here, alone and with adapters; for Anthropic's clients in their own shape."""
+        found = await asyncio.to_thread(self._registry.list)
         if _ANTHROPIC in request.headers:
-            models = [_anthropic_fields(manifest) for manifest in await asyncio.to_thread(self._store.list)]
-            return JSONResponse(page_of(models, request.query_params))
-        data = [_model_fields(manifest) for manifest in await asyncio.to_thread(self._store.list)]
-        return JSONResponse({"object": "list", "data": data})
+            return JSONResponse(page_of([_anthropic_fields(served) for served in found], request.query_params))
+        return JSONResponse({"object": "list", "data": [_model_fields(served) for served in found]})
 
     async def model(self, request: Request) -> Response:
         """``GET /v1/models/{model}``."""
-        try:
-            manifest = await asyncio.to_thread(self._store.resolve, request.path_params["model"])
-        except UsageError as error:
-            raise ModelNotFoundError(error.message, error.hint) from None
-        return JSONResponse((_anthropic_fields if _ANTHROPIC in request.headers else _model_fields)(manifest))
+        served = await asyncio.to_thread(self._registry.resolve, request.path_params["model"])
+        return JSONResponse((_anthropic_fields if _ANTHROPIC in request.headers else _model_fields)(served))
 
 
 class InternalRoutes:
@@ -88,8 +82,8 @@ class InternalRoutes:
         return JSONResponse({"status": "stopping"})
 
     async def _load(self, name: str) -> dict[str, Any]:
-        async with self._supervisor.engine(name) as (manifest, engine):
-            return {"model": str(manifest.model_name), "n_ctx": engine.info.n_ctx}
+        async with self._supervisor.engine(name) as (served, engine):
+            return {"model": served.name, "n_ctx": engine.info.n_ctx}
 
 
 def page_of(models: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
@@ -119,17 +113,22 @@ def page_of(models: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[
     return {"data": list(page), "has_more": len(page) < end - start, **ends}
 
 
-def _anthropic_fields(manifest: Manifest) -> dict[str, Any]:
-    name = str(manifest.model_name)
-    created = datetime.fromtimestamp(_unix_seconds(manifest.created), UTC).isoformat().replace("+00:00", "Z")
-    return {"type": "model", "id": name, "display_name": name, "created_at": created, "lifecycle": "active"}
-
-
-def _model_fields(manifest: Manifest) -> dict[str, Any]:
+def _anthropic_fields(served: Served) -> dict[str, Any]:
+    created = datetime.fromtimestamp(_unix_seconds(served.created), UTC).isoformat().replace("+00:00", "Z")
     return {
-        "id": str(manifest.model_name),
+        "type": "model",
+        "id": served.name,
+        "display_name": served.name,
+        "created_at": created,
+        "lifecycle": "active",
+    }
+
+
+def _model_fields(served: Served) -> dict[str, Any]:
+    return {
+        "id": served.name,
         "object": "model",
-        "created": _unix_seconds(manifest.created),
+        "created": _unix_seconds(served.created),
         "owned_by": "localllm",
     }
 

@@ -45,9 +45,9 @@ class EmbeddingsRoutes:
         )
 
     async def _embed(self, body: EmbeddingsRequest) -> tuple[str, Embeddings]:
-        async with self._supervisor.engine(body.model) as (manifest, engine):
+        async with self._supervisor.engine(body.model) as (served, engine):
             check_dimensions(body.dimensions, engine.info)
-            return str(manifest.model_name), await engine.embed(body.input)
+            return served.name, await engine.embed(body.input)
 
 
 def check_dimensions(wanted: int | None, info: EngineInfo) -> None:

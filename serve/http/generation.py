@@ -36,6 +36,7 @@ class _Ask:
         echo: Each choice begins with its prompt.
         include_usage: A stream ends with the usage.
         tools: What is asked of tools, if anything.
+        adapters: Names and scales of adapters, beside those in the model's name.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class _Ask:
     echo: bool = False
     include_usage: bool = False
     tools: ToolPlan | None = None
+    adapters: tuple[tuple[str, float], ...] = ()
 
     def on(self, engine: Engine) -> "_Ask":
         """The same for a model that has its own way with tools."""
@@ -68,14 +70,22 @@ class GenerationRoutes:
         """``POST /v1/chat/completions``."""
         body = validate(ChatRequest, parse_json(await request.body()))
         requests = body.generate_requests(client_of(request))
-        ask = _Ask("chat", body.model, requests, body.n, include_usage=body.include_usage, tools=body.tool_plan())
+        ask = _Ask(
+            "chat",
+            body.model,
+            requests,
+            body.n,
+            include_usage=body.include_usage,
+            tools=body.tool_plan(),
+            adapters=body.adapter_scales,
+        )
         return await self._answer(request, ask, body.stream)
 
     async def completions(self, request: Request) -> Response:
         """``POST /v1/completions``."""
         body = validate(CompletionRequest, parse_json(await request.body()))
         requests = body.generate_requests(client_of(request))
-        ask = _Ask("text", body.model, requests, body.n, body.echo, body.include_usage)
+        ask = _Ask("text", body.model, requests, body.n, body.echo, body.include_usage, adapters=body.adapter_scales)
         return await self._answer(request, ask, body.stream)
 
     async def _answer(self, request: Request, ask: _Ask, stream: bool) -> Response:
@@ -85,8 +95,8 @@ class GenerationRoutes:
 
     async def _frames(self, ask: _Ask) -> AsyncGenerator[bytes, None]:
         """The events of a streamed answer. The engine is kept until the generator is closed."""
-        async with self._supervisor.engine(ask.model) as (manifest, engine):
-            name, n_ctx = str(manifest.model_name), engine.info.n_ctx
+        async with self._supervisor.engine(ask.model, adapters=ask.adapters) as (served, engine):
+            name, n_ctx = served.name, engine.info.n_ctx
             ask = ask.on(engine)
             choices = await _choices(engine, ask)
             writer = ChunkWriter(
@@ -111,7 +121,7 @@ class GenerationRoutes:
 
     async def _collect(self, ask: _Ask) -> dict[str, Any]:
         """The body of an answer in one piece."""
-        async with self._supervisor.engine(ask.model) as (manifest, engine):
+        async with self._supervisor.engine(ask.model, adapters=ask.adapters) as (served, engine):
             ask = ask.on(engine)
             choices = await _choices(engine, ask)
             async with aclosing(generate_all(engine, ask.requests)) as events:
@@ -123,7 +133,7 @@ class GenerationRoutes:
             "id": _answer_id(ask.kind),
             "object": "chat.completion" if ask.kind == "chat" else "text_completion",
             "created": int(time.time()),
-            "model": str(manifest.model_name),
+            "model": served.name,
             "choices": [choice.fields(index) for index, choice in enumerate(choices)],
             "usage": usage_fields(usages, ask.n),
             "timings": timing_fields(usages, n_ctx),

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import cast
 
 from localllm.memory import MachineMemory
-from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from localllm.settings import Settings
+from serve.adapted import AdaptedEngine
 from serve.engine.step_meter import StepReport
 from serve.engine.types import Embeddings, Engine, EngineInfo, GenerateEvent, GenerateRequest, Scores
 from serve.http.metrics import CompletionMeter, Metrics
+from serve.registry import Served
 from serve.supervisor import StartEngine, Supervisor
 
 
@@ -38,11 +39,15 @@ class MeteredSupervisor(Supervisor):
         metrics.show_models(self.loaded)
 
     @asynccontextmanager
-    async def engine(self, name: str, keep_alive: float | None = None) -> AsyncIterator[tuple[Manifest, Engine]]:
+    async def engine(
+        self, name: str, keep_alive: float | None = None, adapters: Sequence[tuple[str, float]] = ()
+    ) -> AsyncIterator[tuple[Served, Engine]]:
         """As :meth:`Supervisor.engine`."""
-        async with super().engine(name, keep_alive) as (manifest, engine):
-            self._metrics.steps.watch(str(manifest.model_name), engine)
-            yield manifest, MeteredEngine(engine, self._metrics, str(manifest.model_name))
+        async with super().engine(name, keep_alive, adapters) as (served, engine):
+            # The steps are the process's, and watched once, whatever adapters its requests name.
+            process = engine.engine if isinstance(engine, AdaptedEngine) else engine
+            self._metrics.steps.watch(served.weights.name, process)
+            yield served, MeteredEngine(engine, self._metrics, served.name)
 
 
 class MeteredEngine:

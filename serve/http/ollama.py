@@ -64,16 +64,16 @@ class OllamaRoutes:
     async def _load(self, asked: _Asked) -> dict[str, Any]:
         """Load the model, which is what an empty prompt asks for; or unload it, where it is to be kept no longer."""
         if asked.keep_alive == 0:
-            manifest, reason = await self._supervisor.unload(asked.model), "unload"
+            served, reason = await self._supervisor.unload(asked.model), "unload"
         else:
             reason = "load"
-            async with self._supervisor.engine(asked.model, asked.keep_alive) as (manifest, engine):
+            async with self._supervisor.engine(asked.model, asked.keep_alive) as (served, engine):
                 asked.check(engine.info)
-        return {**_head(str(manifest.model_name)), **_content(asked, _NOTHING), "done": True, "done_reason": reason}
+        return {**_head(served.name), **_content(asked, _NOTHING), "done": True, "done_reason": reason}
 
     async def _whole(self, asked: _Asked, client: str) -> dict[str, Any]:
         began = time.monotonic()
-        async with self._supervisor.engine(asked.model, asked.keep_alive) as (manifest, engine):
+        async with self._supervisor.engine(asked.model, asked.keep_alive) as (served, engine):
             asked.check(engine.info)
             loaded = time.monotonic()
             answer = ToolAnswer(asked.tool_plan(), asked.generate_request(client), engine.info.tool_format)
@@ -81,7 +81,7 @@ class OllamaRoutes:
         message = MessageFields()
         fields = [*message.more([*answer.parts(done.text), *answer.last_parts()]), *message.end()]
         return {
-            **_head(str(manifest.model_name)),
+            **_head(served.name),
             **_content(asked, joined(fields), done.logprobs),
             **_end(done.finished, began, loaded),
         }
@@ -89,10 +89,10 @@ class OllamaRoutes:
     async def _lines(self, asked: _Asked, client: str) -> AsyncGenerator[bytes, None]:
         """The lines of a streamed answer. The engine is kept until the generator is closed."""
         began = time.monotonic()
-        async with self._supervisor.engine(asked.model, asked.keep_alive) as (manifest, engine):
+        async with self._supervisor.engine(asked.model, asked.keep_alive) as (served, engine):
             asked.check(engine.info)
             loaded = time.monotonic()
-            head = _head(str(manifest.model_name))
+            head = _head(served.name)
             answer = ToolAnswer(asked.tool_plan(), asked.generate_request(client), engine.info.tool_format)
             message = MessageFields()
             async with aclosing(generate_all(engine, [answer.request])) as events:

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from localllm import __version__
-from localllm.errors import ModelNotFoundError, UsageError
 from localllm.gguf_header import GGUFHeader, read_gguf_header
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
@@ -20,6 +19,7 @@ from serve.http.errors import HTTPError
 from serve.http.json_body import parse_json
 from serve.http.ollama_types import EmbedRequest, ShowRequest
 from serve.http.wire_types import validate
+from serve.registry import Registry, Served
 from serve.supervisor import Supervisor
 
 UNSUPPORTED_PATHS = (
@@ -43,11 +43,13 @@ class OllamaModelRoutes:
     Args:
         supervisor: Gives the engines.
         store: Where models are.
+        registry: Tells what names mean.
     """
 
-    def __init__(self, supervisor: Supervisor, store: ModelStore) -> None:
+    def __init__(self, supervisor: Supervisor, store: ModelStore, registry: Registry) -> None:
         self._supervisor = supervisor
         self._store = store
+        self._registry = registry
 
     async def greet(self, _request: Request) -> Response:
         """``GET /`` and ``HEAD /``, by which clients find out that there is a server."""
@@ -59,13 +61,13 @@ class OllamaModelRoutes:
 
     async def tags(self, _request: Request) -> Response:
         """``GET /api/tags``: what can be served."""
-        manifests = await asyncio.to_thread(self._store.list)
-        return JSONResponse({"models": [_fields(manifest) for manifest in manifests]})
+        found = await asyncio.to_thread(self._registry.list)
+        return JSONResponse({"models": [_fields(served) for served in found]})
 
     async def ps(self, _request: Request) -> Response:
         """``GET /api/ps``: the models in memory, and when they leave it if nobody uses them and no other needs it."""
         now = datetime.now(UTC)
-        known = {str(manifest.model_name): manifest for manifest in await asyncio.to_thread(self._store.list)}
+        known = {served.name: served for served in await asyncio.to_thread(self._registry.list)}
         loaded = [
             {
                 **_fields(known[model.name]),
@@ -95,11 +97,8 @@ class OllamaModelRoutes:
         raise HTTPError(501, "not_supported", f"{path} is not supported.", hint)
 
     def _show(self, name: str) -> dict[str, Any]:
-        try:
-            manifest = self._store.resolve(name)
-        except UsageError as error:
-            raise ModelNotFoundError(error.message, error.hint) from None
-        fields = _fields(manifest)
+        served = self._registry.resolve(name)
+        manifest, fields = served.manifest, _fields(served)
         shown = {
             "license": manifest.licence,
             "modified_at": fields["modified_at"],
@@ -115,12 +114,12 @@ class OllamaModelRoutes:
 
     async def _embed(self, body: EmbedRequest) -> dict[str, Any]:
         began = time.monotonic()
-        async with self._supervisor.engine(body.model, body.keep_alive) as (manifest, engine):
+        async with self._supervisor.engine(body.model, body.keep_alive) as (served, engine):
             check_dimensions(body.dimensions, engine.info)
             loaded = time.monotonic()
             embedded = await engine.embed(body.input)
         return {
-            "model": str(manifest.model_name),
+            "model": served.name,
             "embeddings": shortened(embedded.vectors, body.dimensions),
             "total_duration": int((time.monotonic() - began) * 1e9),
             "load_duration": int((loaded - began) * 1e9),
@@ -128,16 +127,16 @@ class OllamaModelRoutes:
         }
 
 
-def _fields(manifest: Manifest) -> dict[str, Any]:
-    name = str(manifest.model_name)
+def _fields(served: Served) -> dict[str, Any]:
+    manifest = served.manifest
     return {
-        "name": name,
-        "model": name,
-        "modified_at": manifest.created or "1970-01-01T00:00:00Z",
-        "size": manifest.size,
+        "name": served.name,
+        "model": served.name,
+        "modified_at": served.created or "1970-01-01T00:00:00Z",
+        "size": manifest.size + sum(adapter.size for adapter, _ in served.adapters),
         "digest": manifest.files[0].sha256 if manifest.files else "",
         "details": {
-            "parent_model": manifest.parent.name if manifest.parent else "",
+            "parent_model": _parent(served),
             "format": manifest.format,
             "family": manifest.architecture,
             "families": [manifest.architecture] if manifest.architecture else [],
@@ -150,6 +149,13 @@ def _fields(manifest: Manifest) -> dict[str, Any]:
 def _expiry(now: datetime, seconds: float | None) -> str:
     moment = now + (_FOR_EVER if seconds is None else timedelta(seconds=seconds))
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _parent(served: Served) -> str:
+    """What a model was made from: with an adapter, the model itself."""
+    if served.adapters:
+        return str(served.manifest.model_name)
+    return served.manifest.parent.name if served.manifest.parent else ""
 
 
 def _short(parameters: int) -> str:

@@ -5,7 +5,8 @@ asks for nothing: :data:`INERT` lists them. ``reasoning_effort`` and ``verbosity
 sends them expects another answer.
 
 Our own additions: ``top_k``, ``min_p``, ``repeat_penalty``, ``repeat_last_n`` (as in
-:class:`serve.engine.types.SamplingParams`), ``ignore_eos``, ``regex`` and ``grammar`` (what the whole answer must look
+:class:`serve.engine.types.SamplingParams`), ``ignore_eos``, ``adapters``, ``priority`` and ``timeout`` (see
+:class:`serve.http.wire_types.Scheduled`), ``regex`` and ``grammar`` (what the whole answer must look
 like, see :mod:`serve.http.structured`) and ``chat_template_kwargs`` (more names for the model's chat template).
 """
 
@@ -24,6 +25,7 @@ from serve.http.wire_types import (
     MAX_STOP_LENGTH,
     MAX_STOPS,
     Inert,
+    Scheduled,
     TextPart,
     Wire,
     anything,
@@ -131,7 +133,7 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 _Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class Sampled(Wire):
+class Sampled(Scheduled):
     """What chats and completions have in common."""
 
     INERT: ClassVar[Inert] = INERT
@@ -254,6 +256,8 @@ class ChatRequest(Sampled):
             n_logprobs=self.top_logprobs if self.logprobs else None,
             ignore_eos=self.ignore_eos,
             client=client,
+            priority=self.priority,
+            deadline=self.timeout,
             constraint=self._constraint(),
         )
         return self._choices(request)
@@ -306,6 +310,8 @@ class CompletionRequest(Sampled):
                 prompt_logprobs=self.echo and (self.logprobs is not None or self.max_tokens == 0),
                 ignore_eos=self.ignore_eos,
                 client=client,
+                priority=self.priority,
+                deadline=self.timeout,
                 constraint=self.constraint(),
             )
             requests.extend(self._choices(request))

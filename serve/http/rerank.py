@@ -85,8 +85,8 @@ class RerankRoutes:
         )
 
     async def _scores(self, body: RerankRequest) -> tuple[str, Scores]:
-        async with self._supervisor.engine(body.model) as (manifest, engine):
-            return str(manifest.model_name), await engine.rerank(body.query, body.documents)
+        async with self._supervisor.engine(body.model) as (served, engine):
+            return served.name, await engine.rerank(body.query, body.documents)
 
 
 def _results(body: RerankRequest, scores: tuple[float, ...]) -> list[dict[str, Any]]:

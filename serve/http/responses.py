@@ -44,7 +44,7 @@ class ResponsesRoutes:
         return await open_stream(request.receive, self._events(body, client, writer), style)
 
     async def _whole(self, body: ResponsesRequest, client: str) -> dict[str, Any]:
-        async with self._supervisor.engine(body.model) as (manifest, engine):
+        async with self._supervisor.engine(body.model, adapters=body.adapter_scales) as (served, engine):
             tool_format = engine.info.tool_format
             answer = ToolAnswer(body.tool_plan(), body.generate_request(client), tool_format)
             done = await complete(engine, answer.request)
@@ -54,12 +54,12 @@ class ResponsesRoutes:
             pass
         for _ in output.end(_status(done.finished)):
             pass
-        return _Reply(body, str(manifest.model_name)).end(done.finished, output.items)
+        return _Reply(body, served.name).end(done.finished, output.items)
 
     async def _events(self, body: ResponsesRequest, client: str, writer: EventWriter) -> AsyncGenerator[bytes, None]:
         """The events of a streamed answer. The engine is kept until the generator is closed."""
-        async with self._supervisor.engine(body.model) as (manifest, engine):
-            reply = _Reply(body, str(manifest.model_name))
+        async with self._supervisor.engine(body.model, adapters=body.adapter_scales) as (served, engine):
+            reply = _Reply(body, served.name)
             answer = ToolAnswer(body.tool_plan(), body.generate_request(client), engine.info.tool_format)
             output = OutputItems(writer, engine.info.tool_format)
             async with aclosing(generate_all(engine, [answer.request])) as events:

@@ -14,7 +14,7 @@ from serve.engine.types import GenerateRequest, SamplingParams
 from serve.http.openai_types import MAX_LOGPROBS
 from serve.http.responses_tools import Choice, FlatChoice, FunctionCall, FunctionCallOutput, FunctionTool, known_tool
 from serve.http.tool_types import MAX_TOOLS, tool_plan
-from serve.http.wire_types import MAX_MODEL_NAME, UNSUPPORTED, Inert, Wire, anything, one_of, refuse, text_of
+from serve.http.wire_types import MAX_MODEL_NAME, UNSUPPORTED, Inert, Scheduled, Wire, anything, one_of, refuse, text_of
 from serve.toolcalls.plan import ToolPlan
 
 LOGPROBS = "message.output_text.logprobs"
@@ -134,7 +134,7 @@ def _items(given: object) -> object:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
 
-class ResponsesRequest(Wire):
+class ResponsesRequest(Scheduled):
     """``POST /v1/responses``."""
 
     INERT: ClassVar[Inert] = INERT
@@ -207,4 +207,6 @@ class ResponsesRequest(Wire):
             n_logprobs=self.top_logprobs if self.include else None,
             constraint=self.text.format.constraint(),
             client=client,
+            priority=self.priority,
+            deadline=self.timeout,
         )

@@ -1,12 +1,13 @@
 """What the requests of every API here have in common: exact types, and refusals that name the field."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from serve.http.errors import HTTPError
+from serve.registry import MAX_ADAPTERS
 
 UNSUPPORTED = "unsupported_parameter"
 INVALID = "invalid_value"
@@ -14,6 +15,9 @@ MAX_MODEL_NAME = 256
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 512
 MAX_SEED = 2**32 - 2
+MAX_PRIORITY = 10
+MAX_TIMEOUT = 24 * 3600.0
+MAX_ADAPTER_SCALE = 100.0
 
 # Known fields that change nothing, each with a test for the values of which that is true. None is always one of them.
 Inert = Mapping[str, Callable[[object], bool]]
@@ -84,6 +88,45 @@ class TextPart(Wire):
 
     type: Literal["text"]
     text: str
+
+
+class AdapterChoice(Wire):
+    """One of ``adapters``: a LoRA adapter of the store, and what its effect is multiplied by."""
+
+    name: str = Field(min_length=1, max_length=MAX_MODEL_NAME)
+    scale: float = Field(1.0, ge=-MAX_ADAPTER_SCALE, le=MAX_ADAPTER_SCALE)
+
+
+def _adapter_objects(given: object) -> object:
+    """A name alone stands for the adapter at scale 1."""
+    return [{"name": one} if isinstance(one, str) else one for one in given] if isinstance(given, list) else given
+
+
+_AdapterName = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_NAME)]
+
+
+class Scheduled(Wire):
+    """Our own fields of every request of OpenAI's API that makes text.
+
+    ``adapters`` are computed with, beside those in the model's name. Higher ``priority`` is served first. ``timeout``
+    is in seconds: an answer that cannot begin by then is refused with 429, one that has begun ends with ``length``.
+    """
+
+    adapters: Annotated[
+        list[AdapterChoice],
+        Field(max_length=MAX_ADAPTERS),
+        BeforeValidator(
+            _adapter_objects,
+            json_schema_input_type=Annotated[list[_AdapterName | AdapterChoice], Field(max_length=MAX_ADAPTERS)],
+        ),
+    ] = Field(default_factory=list)
+    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    timeout: float | None = Field(None, gt=0, le=MAX_TIMEOUT)
+
+    @property
+    def adapter_scales(self) -> tuple[tuple[str, float], ...]:
+        """``adapters`` as the supervisor takes them."""
+        return tuple((adapter.name, adapter.scale) for adapter in self.adapters)
 
 
 _Request = TypeVar("_Request", bound=Wire)

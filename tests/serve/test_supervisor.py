@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
+from localllm.adapters import AdapterStore
 from localllm.errors import (
     EngineBusyError,
     EngineDiedError,
@@ -15,6 +16,7 @@ from localllm.errors import (
     InvalidModelError,
     MemoryFitError,
     ModelNotFoundError,
+    RequestError,
     ServerError,
 )
 from localllm.gguf_header import read_gguf_header
@@ -26,7 +28,7 @@ from serve.engine.types import GenerateRequest
 from serve.supervisor import Supervisor
 from tests.fakes.engine import EngineStarter, Script, add_model
 from tests.fakes.gguf_files import write_tiny_gguf
-from tests.fakes.mlx_models import N_CTX, make_model
+from tests.fakes.mlx_models import N_CTX, make_adapter, make_model
 
 PLENTY = MachineMemory(64 << 30, 64 << 30, 48 << 30)
 
@@ -82,11 +84,11 @@ async def use(supervisor, name):
 
 async def test_a_model_is_loaded_once_and_kept(supervise, starter, home):
     supervisor = supervise(ctx=128, threads=3, gpu_layers=0)
-    async with supervisor.engine("a") as (manifest, engine):
+    async with supervisor.engine("a") as (served, engine):
         assert supervisor.loaded()[0].requests == 1
     async with supervisor.engine("a:f16") as (_, again):
         assert again is engine
-    assert str(manifest.model_name) == "a:f16"
+    assert served.name == "a:f16"
     spec = starter.started[0].spec
     assert spec.path == str(home.models / "a" / "f16" / "model.gguf")
     assert (spec.n_ctx, spec.n_threads, spec.n_gpu_layers) == (128, 3, 0)
@@ -286,6 +288,29 @@ async def test_a_directory_of_safetensors_is_loaded_by_mlx(supervise, starter, h
     assert (spec.engine, spec.path, spec.n_ctx) == ("mlx", str(home.models / "tuned" / manifest.variant), N_CTX)
     await use(supervisor, "a")
     assert starter.started[1].spec.engine == "llama"
+
+
+async def test_an_mlx_model_is_loaded_anew_for_each_adapter(supervise, starter, home, tmp_path):
+    supervisor = supervise()
+    manifest = pull(str(make_model(tmp_path / "tuned")), ModelStore(home))
+    adapters = AdapterStore(home)
+    for seed, name in enumerate(("x", "y")):
+        adapters.install(make_adapter(tmp_path / name, seed=seed), base="tuned")
+    for name in ("tuned", "tuned+x", "tuned+y", "tuned+x"):
+        await use(supervisor, name)
+    assert [engine.spec.adapter for engine in starter.started] == ["", *(str(home.adapters / n) for n in "xy")]
+    assert names(supervisor) == [f"{manifest.model_name}{end}" for end in ("", "+x", "+y")]
+    adapters.remove(adapters.resolve("x"))
+    adapters.install(make_adapter(tmp_path / "new", seed=7), name="x", base="tuned")
+    await use(supervisor, "tuned+x")
+    assert len(starter.started) == 4, "another adapter of the same name"
+    with pytest.raises(RequestError, match="one adapter"):
+        await use(supervisor, "tuned+x+y")
+    async with supervisor.engine("tuned", adapters=[("x", 0.0)]) as (served, _):
+        assert served.name == str(manifest.model_name)
+    with pytest.raises(RequestError, match="scale 1"):
+        async with supervisor.engine("tuned", adapters=[("x", 0.5)]):
+            pass
 
 
 async def test_a_model_tuned_anew_is_loaded_anew(supervise, starter, home, tmp_path):
