@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 
 TIMEOUT = httpx2.Timeout(600, connect=5)
+_ATTEMPTS = 20
 
 
 @dataclass
@@ -52,6 +53,21 @@ async def complete(client: httpx2.AsyncClient, model: str, prompt: str, n_tokens
         **more,
     }
     answer = Answer(time.perf_counter())
+    for attempt in range(_ATTEMPTS):
+        try:
+            await _stream(client, body, answer)
+            break
+        except httpx2.TransportError:
+            # mlx-lm's server lets five connections wait and resets the others; the time that it costs it counts.
+            if answer.times or attempt == _ATTEMPTS - 1:
+                raise
+            await asyncio.sleep(0.05)
+    # llama-cpp-python's server tells of no usage in a stream; each of its pieces is a token.
+    answer.n_tokens = answer.n_tokens or len(answer.times)
+    return answer
+
+
+async def _stream(client: httpx2.AsyncClient, body: dict[str, Any], answer: Answer) -> None:
     async with client.stream("POST", "/v1/completions", json=body) as response:
         if response.status_code != 200:
             raise RuntimeError(f"{response.status_code}: {(await response.aread())[:300]!r}")
@@ -64,9 +80,6 @@ async def complete(client: httpx2.AsyncClient, model: str, prompt: str, n_tokens
                 answer.text += chunk["choices"][0]["text"]
             if chunk.get("usage"):
                 answer.n_tokens = chunk["usage"]["completion_tokens"]
-    # llama-cpp-python's server tells of no usage in a stream; each of its pieces is a token.
-    answer.n_tokens = answer.n_tokens or len(answer.times)
-    return answer
 
 
 async def together(

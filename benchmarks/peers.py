@@ -91,12 +91,13 @@ def starter(home: Home) -> Path:
 
 
 def mlx_model(home: Home) -> Path:
-    """The starter model in MLX form, unpacked to BF16, in ``home``; its answers never end by themselves."""
+    """The starter model in MLX form, unpacked, in ``home``; its answers never end by themselves."""
     # Deferred: it is needed for one engine only.
     from quant.convert import from_gguf
 
     directory = home.root / "starter-mlx"
-    from_gguf(starter(home), directory)
+    # MLX has fast kernels for 16 bits on Apple's GPUs only.
+    from_gguf(starter(home), directory, dtype="bf16" if sys.platform == "darwin" else "f32")
     # mlx-lm's server cannot ignore the end of a turn, so no token is one, for both servers alike.
     for name in ("config.json", "generation_config.json"):
         path = directory / name
