@@ -80,6 +80,10 @@ class Checkpoints:
         record["best_loss"] = math.inf if record["best_loss"] is None else record["best_loss"]
         return Progress(**record)
 
+    def newest(self) -> Path:
+        """The directory of the newest checkpoint; there must be one."""
+        return self._saved()[-1]
+
     def _saved(self) -> list[Path]:
         return sorted(self._directory.glob("step-*"))
 

@@ -115,6 +115,7 @@ class Trainer:
         check_cancelled: Raises when the run should end; called between batches.
         ranks: Who else trains.
         progress: Where the run is.
+        between_updates: Weights, optimizer and progress belong together: it may be saved as it is.
     """
 
     model: nn.Module
@@ -128,6 +129,7 @@ class Trainer:
     check_cancelled: Callable[[], None]
     ranks: Ranks
     progress: Progress = field(default_factory=Progress)
+    between_updates: bool = True
 
     def run(self) -> Progress:
         """Train until the schedule or the patience ends.
@@ -167,7 +169,7 @@ class Trainer:
         loss, supervised, tokens = mx.array(0.0), 0, 0
         for _ in range(self.schedule.accumulate):
             self.check_cancelled()
-            self.progress.epoch, self.progress.batch, batch = next(batches)
+            epoch, number, batch = next(batches)
             supervised += batch.n_supervised
             tokens += batch.n_tokens
             batch_loss, gradient = self.stepper.loss_and_gradient(self.parameters, self.ranks.share(batch))
@@ -183,6 +185,7 @@ class Trainer:
                 f"Training diverged at update {self.progress.step + 1}: the loss is {mean}.",
                 "Resume from the last checkpoint with a lower learning rate; nothing was overwritten.",
             )
+        self.between_updates = False
         rate = learning_rate(self.recipe, self.progress.step, self.schedule.n_steps)
         self.optimizer.learning_rate = rate
         self.parameters = self.optimizer.apply_gradients(gradient, self.parameters)
@@ -190,8 +193,10 @@ class Trainer:
         mx.eval(self.parameters, self.optimizer.state)
         seconds = time.perf_counter() - began
         self.progress.step += 1
+        self.progress.epoch, self.progress.batch = epoch, number
         self.progress.supervised += supervised
         self.progress.seconds += seconds
+        self.between_updates = True
         self.observer.updated(Update(self.progress.step, mean, size, rate, supervised, tokens, seconds))
 
     def _evaluate(self) -> bool:

@@ -12,6 +12,7 @@
      │   ├─ NetworkError          no route, name not resolved, connection cut, server error, offline switch
      │   ├─ ChecksumError         what arrived is not what was promised
      │   └─ DiskFullError         no room left (ENOSPC, quota)
+     ├─ DataError                 rows to learn from that cannot be read or used
      ├─ InvalidModelError         a model file is damaged, hostile or of an unknown kind
      ├─ MemoryFitError            the model does not fit in this machine's memory
      ├─ ConversationError         a conversation or message that is not there, or a damaged database
@@ -89,6 +90,10 @@ class ChecksumError(StoreError):
 
 class DiskFullError(StoreError):
     """There is no room left on the disk; nothing half-written was kept."""
+
+
+class DataError(LocalLLMError):
+    """Rows to learn from cannot be read, or cannot be used."""
 
 
 class InvalidModelError(LocalLLMError):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from localllm.errors import EngineLoadError, RequestError
 from localllm.machine import read_machine
+from localllm.mlx_setup import prepare_process
 from serve.engine.mlx_vocabulary import load_vocabulary
-from serve.engine.mlx_weights import Weights, prepare_process
+from serve.engine.mlx_weights import Weights
 from serve.engine.request import AdapterSet
 from serve.engine.text_model import ChatFormat, TextModel
 from serve.engine.types import EngineInfo, EngineSpec, GenerateRequest

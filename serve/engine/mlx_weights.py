@@ -1,38 +1,14 @@
 """Loads the weights of a model directory (config.json, safetensors) with mlx-lm, and a LoRA adapter on them."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from localllm.errors import EngineLoadError
-from localllm.machine import preload_blas
 
 _USUAL_CONTEXT = 8192
 # What mlx-lm raises for a directory that is not what it expects: wrong names, shapes, types, missing files.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
-
-
-def prepare_process(n_threads: int, *, cpu: bool) -> None:
-    """Get this process ready for MLX; must come before the first import of ``mlx``, mlx-lm and ``transformers``.
-
-    A tuned BLAS is put under MLX on Linux, and nothing may ask the network for a file.
-
-    Args:
-        n_threads: Threads of the BLAS.
-        cpu: Compute on the CPU even where there is a GPU.
-    """
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, str(n_threads))
-    # Whatever the person's environment says: an engine reads what is on the disk, nothing else.
-    os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
-    os.environ.update({"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"})
-    os.environ.pop("MLXLM_USE_MODELSCOPE", None)
-    preload_blas()
-    import mlx.core as mx  # deferred: it binds its BLAS as it is imported
-
-    if cpu:
-        mx.set_default_device(mx.cpu)  # mlx-lm makes its stream as it is imported, on the device of that moment
 
 
 class Weights:

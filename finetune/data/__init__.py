@@ -1,0 +1,1 @@
+"""From files of any shape to token ids with a mask."""

@@ -1,0 +1,198 @@
+"""All rows of a recipe's data, read, checked, split and turned into token ids."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.data.files import BadRow, RawRow, find_files, read_rows
+from finetune.data.formatter import ChatFormatter
+from finetune.data.rows import Chat, Completion, Message, Row, RowError, read_row
+from finetune.examples import Example
+from finetune.recipe import Recipe
+from localllm.errors import DataError
+
+_SHOWN = 5
+_PROMPTS = 16
+_MIN_FOR_VALID = 10
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What was found in the data.
+
+    Attributes:
+        shapes: Rows of each shape.
+        n_duplicates: Rows that say what another says, left out.
+        n_cut: Examples longer than the limit.
+        bad: Rows that cannot be learnt from.
+        notes: Files left out, and the like.
+        lengths: Tokens of each example, before it was cut.
+    """
+
+    shapes: dict[str, int]
+    n_duplicates: int
+    n_cut: int
+    bad: tuple[BadRow, ...]
+    notes: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+    def lines(self) -> list[str]:
+        """For a person, without the bad rows' list."""
+        shapes = ", ".join(f"{count} {shape}" for shape, count in sorted(self.shapes.items()))
+        lines = [f"Rows: {shapes}.", *self.notes]
+        if self.n_duplicates:
+            lines.append(f"{self.n_duplicates} rows say what another says, and are left out.")
+        if self.n_cut:
+            lines.append(f"{self.n_cut} examples are longer than the limit, and are cut at the end.")
+        if self.bad:
+            lines.append(f"{len(self.bad)} bad rows are left out.")
+        return lines
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data ready for training.
+
+    Attributes:
+        train, valid: The examples of each side.
+        report: What was found.
+        prompts: Chats without their last answer, held-out ones first, for samples.
+        sha256: Of all rows that are used, in hex.
+    """
+
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    report: DataReport
+    prompts: tuple[tuple[Message, ...], ...]
+    sha256: str
+
+
+def load_dataset(
+    recipe: Recipe,
+    formatter: ChatFormatter,
+    *,
+    progress: Callable[[str, int, int | None], None] = lambda *_: None,
+    check_cancelled: Callable[[], None] = lambda: None,
+) -> Dataset:
+    """Read a recipe's data.
+
+    Raises:
+        DataError: A file cannot be read, or rows are bad and the recipe does not say to skip them.
+    """
+    data = scan(recipe, formatter, progress=progress, check_cancelled=check_cancelled)
+    bad = data.report.bad
+    if bad and not recipe.skip_bad:
+        shown = "".join(f"\n  {row.source}: {row.reason}" for row in bad[:_SHOWN])
+        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise DataError(
+            f"{len(bad)} of the rows cannot be learnt from:{shown}{more}",
+            "Mend them, or leave them out with --skip-bad; --check shows all.",
+        )
+    if not data.train:
+        raise DataError("No row is left to train on.", "`localllm finetune … --check` says why.")
+    return data
+
+
+def scan(
+    recipe: Recipe,
+    formatter: ChatFormatter,
+    *,
+    progress: Callable[[str, int, int | None], None] = lambda *_: None,
+    check_cancelled: Callable[[], None] = lambda: None,
+) -> Dataset:
+    """As :func:`load_dataset`, with bad rows reported and not refused."""
+    files, notes = find_files(recipe.data)
+    bad: list[BadRow] = []
+    rows: dict[str, tuple[Row, RawRow]] = {}
+    n_duplicates = 0
+    for file in files:
+        for number, raw in enumerate(read_rows(file), 1):
+            if number % 256 == 0:
+                check_cancelled()
+                progress(file.path.name, number, None)
+            if isinstance(raw, BadRow):
+                bad.append(raw)
+                continue
+            try:
+                row = read_row(raw.fields)
+            except RowError as error:
+                bad.append(BadRow(raw.source, str(error)))
+                continue
+            n_duplicates += row.key in rows
+            rows.setdefault(row.key, (row, raw))
+    return _tokenize(recipe, formatter, rows, bad, notes, n_duplicates, check_cancelled)
+
+
+def _tokenize(
+    recipe: Recipe,
+    formatter: ChatFormatter,
+    rows: dict[str, tuple[Row, RawRow]],
+    bad: list[BadRow],
+    notes: list[str],
+    n_duplicates: int,
+    check_cancelled: Callable[[], None],
+) -> Dataset:
+    valid_keys = _held_out(rows, recipe.valid_fraction)
+    sides: dict[bool, list[Example]] = {False: [], True: []}
+    prompts: dict[bool, list[tuple[Message, ...]]] = {False: [], True: []}
+    lengths: list[int] = []
+    digest = hashlib.sha256()
+    for number, (key, (row, raw)) in enumerate(rows.items()):
+        if number % 64 == 0:
+            check_cancelled()
+        try:
+            examples = formatter.examples(row.content, raw.source)
+            lengths.extend(len(example.tokens) for example in examples)
+            examples = [_cut(example, recipe.max_length) for example in examples]
+        except RowError as error:
+            bad.append(BadRow(raw.source, str(error)))
+            continue
+        digest.update(key.encode())
+        sides[key in valid_keys].extend(examples)
+        prompts[key in valid_keys].extend(_prompt(row.content))
+    report = DataReport(
+        shapes=dict(Counter(row.shape for row, _ in rows.values())),
+        n_duplicates=n_duplicates,
+        n_cut=sum(length > recipe.max_length for length in lengths),
+        bad=tuple(bad),
+        notes=tuple(notes),
+        lengths=tuple(lengths),
+    )
+    chosen = (prompts[True] + prompts[False])[:_PROMPTS]
+    return Dataset(tuple(sides[False]), tuple(sides[True]), report, tuple(chosen), digest.hexdigest())
+
+
+def _held_out(rows: dict[str, tuple[Row, RawRow]], fraction: float) -> set[str]:
+    """Keys of the held-out rows: those of files that are so, else those whose hash is low.
+
+    A row's side depends on what it says alone, so it stays there when others are added.
+    """
+    by_file = {key for key, (_, raw) in rows.items() if raw.part == "valid"}
+    if by_file or not fraction:
+        return by_file
+    places = {key: int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64 for key in rows}
+    low = {key for key, place in places.items() if place < fraction}
+    if not low and len(rows) >= _MIN_FOR_VALID:
+        low = {min(places, key=places.__getitem__)}
+    return low if len(low) < len(rows) else set()
+
+
+def _cut(example: Example, longest: int) -> Example:
+    if len(example.tokens) > longest:
+        example = Example(example.tokens[:longest], example.supervised[:longest], example.source)
+    if not example.n_supervised:
+        raise RowError(f"no token to learn is left within {longest} tokens")
+    return example
+
+
+def _prompt(content: Any) -> list[tuple[Message, ...]]:
+    """The chat up to its first answer."""
+    match content:
+        case Chat(messages, tools) if not tools:
+            first = next(number for number, message in enumerate(messages) if message["role"] == "assistant")
+            return [tuple(messages[:first])]
+        case Completion(prompt, _):
+            return [({"role": "user", "content": prompt},)]
+    return []

@@ -1,0 +1,188 @@
+"""Reading rows from JSONL, JSON, CSV and Parquet files, each row with the place it came from."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from localllm.errors import DataError, UsageError
+
+Part = Literal["train", "valid"]
+
+_VALID, _TEST = ("valid", "validation", "val", "dev"), ("test",)
+_MAGIC = {
+    b"GGUF": "a GGUF model",
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive (or an Office document)",
+    b"\x1f\x8b": "a gzip file: unpack it first",
+    b"SQLi": "an SQLite database",
+}
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A row as it stands in its file.
+
+    Attributes:
+        fields: What it holds.
+        source: File name and line (or row) number: ``chats.jsonl:12``.
+        part: Which side the file itself puts it on; ``train`` where it does not say.
+    """
+
+    fields: dict[str, Any]
+    source: str
+    part: Part = "train"
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be learnt from, and why."""
+
+    source: str
+    reason: str
+
+
+Read = RawRow | BadRow
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file, and the side that its name puts its rows on."""
+
+    path: Path
+    part: Part
+
+
+def find_files(given: Sequence[str]) -> tuple[list[DataFile], list[str]]:
+    """The files that are meant, and remarks about what was left out.
+
+    Raises:
+        DataError: There is no such file, or a directory holds none that can be read.
+    """
+    files: list[DataFile] = []
+    notes: list[str] = []
+    for text in given:
+        path = Path(text)
+        if path.is_file():
+            files.append(DataFile(path, "train"))
+        elif path.is_dir():
+            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in _READERS and entry.is_file())
+            for entry in inside:
+                stem = entry.stem.lower()
+                if stem in _TEST:
+                    notes.append(f"{entry.name} is left out: it is for a test afterwards.")
+                else:
+                    files.append(DataFile(entry, "valid" if stem in _VALID else "train"))
+            if not inside:
+                raise DataError(f"The directory {path} holds no data file.", f"Files end in {', '.join(_READERS)}.")
+        else:
+            raise DataError(f"There is no file or directory {text}.", "Check the path.")
+    if not any(file.part == "train" for file in files):
+        raise DataError("There is no file to train on, only held-out ones.", "Name one train.jsonl, for example.")
+    return files, notes
+
+
+def read_rows(file: DataFile) -> Iterator[Read]:
+    """The rows of a file, good and bad.
+
+    Raises:
+        DataError: It cannot be read at all, is empty, or is of another kind.
+    """
+    path = file.path
+    reader = _READERS.get(path.suffix.lower())
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            head = handle.read(4)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    if not size:
+        raise DataError(f"{path.name} is empty.")
+    if head[:4] in _MAGIC or head[:2] in _MAGIC:
+        raise DataError(f"{path.name} is {_MAGIC.get(head) or _MAGIC[head[:2]]}, not a data file.")
+    if reader is None:
+        raise DataError(f"{path.name} is of no known kind.", f"Files end in {', '.join(_READERS)}.")
+    n_rows = 0
+    try:
+        for row in reader(path):
+            n_rows += 1
+            yield RawRow(row.fields, row.source, file.part) if isinstance(row, RawRow) else row
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path.name} is not UTF-8 text: byte {error.start} is wrong.", "Save it as UTF-8, or name it rightly."
+        ) from error
+    if not n_rows:
+        raise DataError(f"{path.name} holds no rows.")
+
+
+def _jsonl(path: Path) -> Iterator[Read]:
+    with path.open(encoding="utf-8-sig") as handle:
+        for number, line in enumerate(handle, 1):
+            if line.strip():
+                yield _parsed(line, f"{path.name}:{number}")
+
+
+def _parsed(line: str, source: str) -> Read:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadRow(source, f"it is no JSON ({str(error).split(':')[0].lower()})")
+    return RawRow(fields, source) if isinstance(fields, dict) else BadRow(source, "it is no JSON object")
+
+
+def _json(path: Path) -> Iterator[Read]:
+    text = path.read_text(encoding="utf-8-sig")
+    start = len(text) - len(text.lstrip())
+    if text[start : start + 1] == "{":
+        raise DataError(
+            f"{path.name} holds one object where a list of rows is wanted.",
+            "Put the rows into [ ], or one a line into a .jsonl file.",
+        )
+    decoder = json.JSONDecoder()
+    place, line, counted = start + 1, 1, 0
+    while place < len(text):
+        while place < len(text) and text[place] in " \t\r\n,":
+            place += 1
+        if text[place : place + 1] in ("]", ""):
+            return
+        line += text.count("\n", counted, place)
+        counted = place
+        try:
+            fields, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            yield BadRow(f"{path.name}:{line}", f"the list breaks off: {str(error).split(':')[0].lower()}")
+            return
+        source = f"{path.name}:{line}"
+        yield RawRow(fields, source) if isinstance(fields, dict) else BadRow(source, "it is no JSON object")
+
+
+def _csv(path: Path) -> Iterator[Read]:
+    csv.field_size_limit(1 << 30)
+    text = path.read_text(encoding="utf-8-sig").replace("\0", "")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    for fields in reader:
+        source = f"{path.name}:{reader.line_num}"
+        if None in fields or None in fields.values():
+            yield BadRow(source, f"it has not the {len(reader.fieldnames or ())} columns of the first line")
+        else:
+            yield RawRow({str(name): value for name, value in fields.items()}, source)
+
+
+def _parquet(path: Path) -> Iterator[Read]:
+    try:
+        from pyarrow import parquet  # deferred: optional, 40 MB
+    except ImportError:
+        raise UsageError(f"Reading {path.name} needs pyarrow.", "Install it: pip install pyarrow") from None
+    number = 0
+    for batch in parquet.ParquetFile(path).iter_batches():
+        for fields in batch.to_pylist():
+            number += 1
+            yield RawRow(fields, f"{path.name}, row {number}")
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Read]]] = {
+    ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet,
+}  # fmt: skip

@@ -1,0 +1,92 @@
+"""Files of every kind, and of none."""
+
+import json
+
+import pytest
+
+from finetune.data.files import BadRow, DataFile, RawRow, find_files, read_rows
+from localllm.errors import DataError, UsageError
+
+ROW = {"text": "é"}
+
+
+def rows(path):
+    return list(read_rows(DataFile(path, "train")))
+
+
+def test_jsonl_with_a_byte_order_mark_blank_lines_and_a_bad_one(tmp_path):
+    path = tmp_path / "ünï.jsonl"
+    path.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n\r\n{oops\r\n[1]\r\n" + json.dumps(ROW).encode()
+    )
+    read = rows(path)
+    assert [row.source for row in read] == [f"ünï.jsonl:{line}" for line in (1, 3, 4, 5)]
+    assert [type(row) for row in read] == [RawRow, BadRow, BadRow, RawRow]
+    assert read[0].fields == ROW
+
+
+def test_a_json_list_knows_its_lines(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([ROW, ROW, 3], indent=2))
+    assert [(type(row), row.source) for row in rows(path)] == [
+        (RawRow, "rows.json:2"), (RawRow, "rows.json:5"), (BadRow, "rows.json:8"),
+    ]  # fmt: skip
+
+
+def test_a_json_list_that_breaks_off_keeps_what_came_before(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[{"text": "a"},\n {"text": ')
+    good, bad = rows(path)
+    assert good.fields == {"text": "a"}
+    assert "breaks off" in bad.reason
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,completion\n"two\nlines",b\nx\n')
+    good, bad = rows(path)
+    assert (good.fields, good.source) == ({"prompt": "two\nlines", "completion": "b"}, "rows.csv:3")
+    assert bad.source == "rows.csv:4"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b"\n\n", "holds no rows"),
+        ("a.jsonl", b"GGUF\x03\x00", "a GGUF model"),
+        ("a.jsonl", b"%PDF-1.7", "a PDF"),
+        ("a.json", b"PK\x03\x04xx", "a ZIP"),
+        ("a.json", b'{"a": 1}', "one object"),
+        ("a.jsonl", b'{"text": "\xff\xfe"}', "not UTF-8"),
+        ("a.docx", b"hello", "of no known kind"),
+    ],
+)
+def test_a_file_of_the_wrong_kind_is_named(tmp_path, name, content, reason):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        rows(path)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1....PAR1")
+    with pytest.raises(UsageError, match="pyarrow"):
+        rows(path)
+
+
+def test_a_directory_tells_its_sides_apart(tmp_path):
+    for name in ("train.jsonl", "valid.jsonl", "test.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    files, notes = find_files([str(tmp_path)])
+    assert [(file.path.name, file.part) for file in files] == [("train.jsonl", "train"), ("valid.jsonl", "valid")]
+    assert notes == ["test.jsonl is left out: it is for a test afterwards."]
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    with pytest.raises(DataError, match="no file or directory"):
+        find_files([str(tmp_path / "none.jsonl")])
+    with pytest.raises(DataError, match="holds no data file"):
+        find_files([str(tmp_path)])
