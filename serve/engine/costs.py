@@ -10,7 +10,7 @@ from statistics import median_low
 
 # Of a single row's time; a row beyond what was measured is taken to cost only this much more, so that it is tried.
 _HOPE = 0.15
-_N_SAMPLES = 5
+_N_SAMPLES = 3
 # A figure that has not been renewed in so many steps is forgotten, and tried again: it may have been an accident.
 _STALE = 2000
 
@@ -46,8 +46,8 @@ class StepCosts:
         above = self._known[place] if place < len(self._known) else None
         if above == n_rows:
             return self._measured(n_rows)
-        if place == 0:
-            return self._measured(self._known[0])
+        if place == 0:  # never too much, or narrow steps would not be tried once wide ones are known
+            return self._measured(self._known[0]) * n_rows / self._known[0]
         below = self._known[place - 1]
         cost = self._measured(below)
         if above is None:

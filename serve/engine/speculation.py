@@ -20,6 +20,8 @@ _MAX_FORCED = 32
 # Gains smaller than this are lost in what is not reckoned with.
 _WORTH = 1.1
 _LEAST = 0.05  # a token that is less likely than this to be right is worth no row on any machine
+# After so many steps with guesses comes one without: what guesses are compared with must not grow old.
+_RENEW = 16
 _LONGEST_DRAFT = 16
 _PROBE = 4  # tokens drafted to find out whether drafts pay (again)
 _PAUSE = 32  # steps without drafts where they do not pay; twice as many each time, up to …
@@ -38,6 +40,7 @@ class Speculation:
     def __init__(self, max_guess: int, drafter: Drafter | None = None) -> None:
         self._max_guess = max_guess
         self._costs = StepCosts()
+        self._n_guessing = 0  # steps with guesses since the last one without
         self._drafts = Drafts(drafter) if drafter is not None else None
 
     def guess(self, decoding: Sequence[Running], room: int, n_ctx: int) -> None:
@@ -52,6 +55,9 @@ class Speculation:
             return
         if self._drafts:
             self._drafts.take_spent()  # in a step that was not only decoding, so that nobody has asked
+        if self._n_guessing == _RENEW:
+            self._n_guessing = 0
+            return
         n_rows, expected = len(decoding), float(len(decoding))
         without = []
         for request in decoding:
@@ -74,6 +80,7 @@ class Speculation:
             per_token = self._drafts.seconds(len(without))
             n, _ = self._best(chances, n_rows, expected, n_streams=len(without), draft_seconds=per_token)
             self._drafts.draft(without, n, most)
+        self._n_guessing = self._n_guessing + 1 if any(request.guesses for request in decoding) else 0
 
     def learn(self, n_rows: int, seconds: float) -> None:
         """Take note of a step that only decoded ``n_rows``, guesses included."""

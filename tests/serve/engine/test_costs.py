@@ -19,6 +19,12 @@ def test_what_was_measured_what_lies_between_and_what_lies_beyond():
     assert costs.seconds(11) == pytest.approx(7)
 
 
+def test_steps_narrower_than_any_measured_are_hoped_to_be_cheap():
+    costs = StepCosts()
+    costs.learn(5, 10.0)
+    assert costs.seconds(1) == pytest.approx(2)
+
+
 def test_a_hiccup_is_forgiven():
     costs = StepCosts()
     for seconds in (1.0, 50.0, 1.1, 0.9, 1.0):

@@ -150,3 +150,37 @@ def test_a_draft_that_is_always_wrong_is_switched_off():
     assert text == plain
     assert n_more == n_steps
     assert n_drafted < 60
+
+
+class Timed(FakeBackend):
+    """A model whose steps take ``cost`` seconds a row, by ``now``, a clock that several models share."""
+
+    def __init__(self, now, cost):
+        super().__init__(n_ctx=400, n_batch=64, n_seq=8)
+        self.now, self.cost = now, cost
+
+    def decode(self):
+        self.now[0] += self.cost(len(self.rows))
+        return super().decode()
+
+
+@pytest.mark.parametrize(
+    ("step", "drafting", "pays"),
+    [
+        (lambda rows: 1.0 * rows, 1.0, False),  # as large as the model, and rows cost as much as steps
+        (lambda rows: 1.0, 1.0, False),
+        (lambda rows: 1.0 * rows, 0.0, False),
+        (lambda rows: 1.0, 0.05, True),
+    ],
+)
+def test_a_draft_that_is_always_right_is_used_only_where_it_is_faster(step, drafting, pays):
+    now = [0.0]
+    model, draft = Timed(now, step), Timed(now, lambda rows: drafting)
+    made = Drafter(draft, 300, lambda: now[0])
+    scheduler = Scheduler(model, n_parallel=1, drafter=made, clock=lambda: now[0])
+    scheduler.submit(Job(0, tuple(long_prompt(200)), max_tokens=200))
+    while not scheduler.idle:
+        scheduler.step()
+    plain = 200 * step(1)
+    assert now[0] < plain / 3 if pays else now[0] < plain * 1.3
+    assert (draft.n_decodes > 100) == pays

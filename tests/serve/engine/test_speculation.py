@@ -75,3 +75,12 @@ def test_where_a_grammar_speaks_the_text_is_not_asked():
     asked = request(matcher=Forcing())
     assert guessed(taught(lambda rows: 1.0), asked) == [32]
     assert guessed(taught(lambda rows: 1.0), request(matcher=Forcing(), max_tokens=5)) == [3]
+
+
+def test_now_and_then_a_step_without_guesses_renews_what_they_are_compared_with():
+    speculation = taught(lambda rows: 1.0)
+    lengths = [guessed(speculation, request()) for _ in range(40)]
+    assert 1 <= lengths.count([0]) <= 3
+    for _ in range(3):
+        speculation.learn(1, 0.01)  # a single row has become cheap
+    assert guessed(speculation, request()) == [0]
