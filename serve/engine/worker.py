@@ -5,6 +5,7 @@ the spec as its first frame. The main thread reads requests, renders templates a
 llama.cpp. When the other end closes, however the server ended, this process ends too.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -51,9 +52,10 @@ class Channel:
         return wire.decode_frame(body) if len(body) == length else None
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one message."""
+        """Send one message; once the other end has closed nobody wants it, and :meth:`receive` tells of that."""
         frame = wire.encode_frame(message)
-        with self._lock:
+        # The engine's thread must outlive the pipe: what it has read is still to be kept.
+        with self._lock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._sock.sendall(frame)
 
     def send_event(self, job_id: int, event: wire.Event) -> None:
