@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path, PurePath
@@ -184,10 +184,42 @@ class AdapterStore:
             try:
                 files = _copy(_sources(source), work)
                 manifest = self._describe(work, wanted, base, files, str(source))
-                write_atomic(work / MANIFEST, json.dumps({"version": VERSION, **asdict(manifest)}, indent=2) + "\n")
+                write_atomic(work / MANIFEST, _record(manifest))
                 return self._appear(work, manifest)
             finally:
                 self._workspace.discard(work)
+
+    def add_form(self, adapter: AdapterManifest, source: Path) -> AdapterManifest:
+        """Put the same adapter in another form beside the one that is here.
+
+        Args:
+            adapter: An installed one.
+            source: What :meth:`install` would take.
+
+        Returns:
+            The adapter with both forms.
+
+        Raises:
+            InvalidModelError: It is no adapter, or one of another rank.
+            StoreError: The source cannot be read.
+            DiskFullError: There is no room.
+        """
+        directory = self.directory(adapter)
+        with self._workspace.exclusive(self._workspace.key(f"adapter:{directory}"), lambda: None) as work:
+            try:
+                files = _copy(_sources(source), work)
+                made = self._describe(work, adapter.name, adapter.base, files, adapter.source)
+                if made.rank != adapter.rank:
+                    raise InvalidModelError(f"{source.name} is another adapter than {adapter.name}.")
+                kept = tuple(file for file in adapter.files if file.path not in {new.path for new in files})
+                both = replace(adapter, architecture=adapter.architecture or made.architecture, files=kept + files)
+                for file in files:
+                    (work / file.path).replace(directory / file.path)
+                # The manifest last: until it names them, the new files are not there.
+                write_atomic(directory / MANIFEST, _record(both))
+            finally:
+                self._workspace.discard(work)
+        return both
 
     def remove(self, adapter: AdapterManifest) -> int:
         """Remove an adapter: it disappears in one step, then its files are deleted. Returns the bytes freed.
@@ -262,6 +294,10 @@ class AdapterStore:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         return adapter if adapter.name == directory.name and adapter.forms else None
+
+
+def _record(adapter: AdapterManifest) -> str:
+    return json.dumps({"version": VERSION, **asdict(adapter)}, indent=2) + "\n"
 
 
 def _adapter_name(text: str) -> str:

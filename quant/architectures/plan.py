@@ -48,6 +48,48 @@ class Heads:
             n_layer=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),
         )
 
+    def gguf_rows(self, rule: Rule, tensor: TensorInfo) -> tuple[Piece, ...]:
+        """The rows of a module's tensor in the order that GGUF has them in.
+
+        Raises:
+            InvalidModelError: They are not as many as the heads need.
+        """
+        if rule.transform is Transform.ROTARY:
+            return self.rotary(tensor, interleave=True)
+        if rule.transform is Transform.GROUPED_QKV:
+            return self.groups(tensor, apart=True)
+        return (Piece(tensor.name, 0, tensor.n_rows),)
+
+    def rotary(self, tensor: TensorInfo, *, interleave: bool) -> tuple[Piece, ...]:
+        """Rotary halves as pairs, or the reverse."""
+        if tensor.n_rows % self.width or self.width % 2:
+            raise _wrong_shape(tensor)
+        return (Piece(tensor.name, 0, tensor.n_rows, self.width, interleave),)
+
+    def groups(self, tensor: TensorInfo, *, apart: bool) -> tuple[Piece, ...]:
+        """Falcon's fused projection: ``apart`` makes queries, keys, values of groups; else groups of those."""
+        width, queries = self.width, self.n_head // self.n_head_kv
+        if tensor.n_rows != self.n_head_kv * (queries + 2) * width:
+            raise _wrong_shape(tensor)
+        if apart:
+            starts = [group * (queries + 2) * width for group in range(self.n_head_kv)]
+            spans = [(0, queries), (queries, queries + 1), (queries + 1, queries + 2)]
+            return tuple(
+                Piece(tensor.name, start + first * width, start + last * width)
+                for first, last in spans
+                for start in starts
+            )
+        keys, values = self.n_head * width, (self.n_head + self.n_head_kv) * width
+        return tuple(
+            Piece(tensor.name, start, start + rows)
+            for group in range(self.n_head_kv)
+            for start, rows in (
+                (group * queries * width, queries * width),
+                (keys + group * width, width),
+                (values + group * width, width),
+            )
+        )
+
 
 @dataclass
 class _Planner:
@@ -74,36 +116,6 @@ class _Planner:
         self.used.add(tensor.name)
         return tensor
 
-    def rotary(self, tensor: TensorInfo, *, interleave: bool) -> tuple[Piece, ...]:
-        if tensor.n_rows % self.heads.width or self.heads.width % 2:
-            raise _wrong_shape(tensor)
-        return (Piece(tensor.name, 0, tensor.n_rows, self.heads.width, interleave),)
-
-    def groups(self, tensor: TensorInfo, *, apart: bool) -> tuple[Piece, ...]:
-        """Falcon's fused projection: ``apart`` makes queries, keys, values of groups; else groups of those."""
-        heads, width = self.heads, self.heads.width
-        queries = heads.n_head // heads.n_head_kv
-        if tensor.n_rows != heads.n_head_kv * (queries + 2) * width:
-            raise _wrong_shape(tensor)
-        if apart:
-            starts = [group * (queries + 2) * width for group in range(heads.n_head_kv)]
-            spans = [(0, queries), (queries, queries + 1), (queries + 1, queries + 2)]
-            return tuple(
-                Piece(tensor.name, start + first * width, start + last * width)
-                for first, last in spans
-                for start in starts
-            )
-        keys, values = heads.n_head * width, (heads.n_head + heads.n_head_kv) * width
-        return tuple(
-            Piece(tensor.name, start, start + rows)
-            for group in range(heads.n_head_kv)
-            for start, rows in (
-                (group * queries * width, queries * width),
-                (keys + group * width, width),
-                (values + group * width, width),
-            )
-        )
-
 
 def plan_to_gguf(family: Family, config: Config, source: TensorSource, *, tied: bool) -> list[TensorPlan]:
     """The GGUF tensors of a model in Hugging Face's or MLX's form.
@@ -117,9 +129,9 @@ def plan_to_gguf(family: Family, config: Config, source: TensorSource, *, tied: 
     Raises:
         InvalidModelError: A tensor is missing, unknown, or has a shape that config.json rules out.
     """
-    planner = _Planner(source, Heads.of(family, config), {_renamed(family, name): name for name in source.tensors})
+    planner = _Planner(source, Heads.of(family, config), {renamed(family, name): name for name in source.tensors})
     plans: list[TensorPlan] = []
-    for rule, layer in _steps(family, config, planner.heads.n_layer):
+    for rule, layer in steps(family, config, planner.heads.n_layer):
         if rule.gguf == "output" and tied:
             planner.used |= {name for own, name in planner.names.items() if own.startswith(f"{rule.hf}.")}
             if not family.needs_output:
@@ -150,7 +162,7 @@ def plan_to_hf(
     planner = _Planner(source, Heads.of(family, config), {name: name for name in source.tensors})
     planner.used |= {name for name in family.made_names if name in source.tensors}
     plans: list[TensorPlan] = []
-    for rule, layer in _steps(family, config, planner.heads.n_layer):
+    for rule, layer in steps(family, config, planner.heads.n_layer):
         found = [plan for suffix in _SUFFIXES for plan in _to_hf(planner, rule, layer, suffix, stacked_experts)]
         if not found and not rule.optional:
             raise _missing(rule.gguf.format(layer))
@@ -159,7 +171,7 @@ def plan_to_hf(
     return plans
 
 
-def _steps(family: Family, config: Config, n_layer: int) -> Iterator[tuple[Rule, int]]:
+def steps(family: Family, config: Config, n_layer: int) -> Iterator[tuple[Rule, int]]:
     """Each rule with each layer, the model's layers in their order."""
     rules = [rule for rule in family.rules if _holds(rule, config)]
     by_layer = [rule for rule in rules if "{}" in rule.gguf]
@@ -184,11 +196,7 @@ def _to_gguf(planner: _Planner, rule: Rule, layer: int, suffix: str) -> TensorPl
     if tensor is None:
         return None
     planner.take(tensor)
-    pieces: tuple[Piece, ...] = (Piece(tensor.name, 0, tensor.n_rows),)
-    if rule.transform is Transform.ROTARY:
-        pieces = planner.rotary(tensor, interleave=True)
-    elif rule.transform is Transform.GROUPED_QKV:
-        pieces = planner.groups(tensor, apart=True)
+    pieces = planner.heads.gguf_rows(rule, tensor)
     keep_f32 = len(tensor.shape) == 1 or bool(_F32.fullmatch(target))
     shift = 1.0 if rule.transform is Transform.PLUS_ONE else 0.0
     return TensorPlan(target, tensor.shape, pieces, shift, keep_f32)
@@ -244,9 +252,9 @@ def _to_hf(planner: _Planner, rule: Rule, layer: int, suffix: str, stacked_exper
                 for expert in range(count)
             ]
         case Transform.ROTARY:
-            return [TensorPlan(target, tensor.shape, planner.rotary(tensor, interleave=False))]
+            return [TensorPlan(target, tensor.shape, planner.heads.rotary(tensor, interleave=False))]
         case Transform.GROUPED_QKV:
-            return [TensorPlan(target, tensor.shape, planner.groups(tensor, apart=False))]
+            return [TensorPlan(target, tensor.shape, planner.heads.groups(tensor, apart=False))]
         case Transform.PLUS_ONE:
             return [TensorPlan(target, tensor.shape, (Piece(tensor.name, 0, tensor.n_rows),), -1.0)]
         case Transform.SAME:
@@ -273,7 +281,8 @@ def _whole(name: str, tensor: TensorInfo) -> TensorPlan:
     return TensorPlan(name, tensor.shape, (Piece(tensor.name, 0, tensor.n_rows),))
 
 
-def _renamed(family: Family, name: str) -> str:
+def renamed(family: Family, name: str) -> str:
+    """The name that the family's rules use, of a tensor or module that may be spelled otherwise."""
     for pattern, replacement in family.renamed:
         name = re.sub(pattern, replacement, name)
     return name

@@ -27,13 +27,16 @@ class UnpackedMLX:
         quantization: ``quantization`` in config.json: ``group_size``, ``bits``, and the same by module where they
             differ.
 
+    Attributes:
+        layout: Bits and group size of the packed tensors, by name.
+
     Raises:
         InvalidModelError: The weights are packed in another way.
     """
 
     def __init__(self, source: TensorSource, quantization: Mapping[str, Any]) -> None:
         self._source = source
-        self._layout: dict[str, tuple[int, int]] = {}
+        self.layout: dict[str, tuple[int, int]] = {}
         tensors = dict(source.tensors)
         for scales in [name for name in tensors if name.endswith(".scales")]:
             module = scales.removesuffix(".scales")
@@ -51,7 +54,7 @@ class UnpackedMLX:
             bits = weight.shape[-1] * 32 // max(1, columns)
             if bits not in _BITS or weight.shape[-1] * 32 != columns * bits or group_size <= 0:
                 raise InvalidModelError(f"The packed weights of {one_line(module, 80)} have impossible shapes.")
-            self._layout[weight.name] = (bits, group_size)
+            self.layout[weight.name] = (bits, group_size)
             tensors[weight.name] = replace(weight, type_name="F32", shape=(*weight.shape[:-1], columns))
             del tensors[scales], tensors[f"{module}.biases"]
         self._tensors = tensors
@@ -63,17 +66,28 @@ class UnpackedMLX:
 
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         """See :meth:`.source.TensorSource.read_rows`."""
-        if name not in self._layout:
+        if name not in self.layout:
             return self._source.read_rows(name, start, stop)
-        bits, group_size = self._layout[name]
-        module = name.removesuffix(".weight")
-        values = unpack_words(self._source.read_rows(name, start, stop), bits).astype(np.float32)
-        groups = values.reshape(stop - start, -1, group_size)
-        for part, operation in (("scales", np.multiply), ("biases", np.add)):
-            tensor = self._source.tensors[f"{module}.{part}"]
-            per_group = to_float32(self._source.read_rows(tensor.name, start, stop), tensor.type_name)
-            operation(groups, per_group[..., None], out=groups)
+        q, scales, biases = self.read_packed(name, start, stop)
+        values = q.astype(np.float32)
+        groups = values.reshape(stop - start, -1, self.layout[name][1])
+        np.multiply(groups, scales[..., None], out=groups)
+        np.add(groups, biases[..., None], out=groups)
         return values
+
+    def read_packed(self, name: str, start: int, stop: int) -> tuple[Array, Array, Array]:
+        """Rows of a packed tensor: whole numbers (rows, columns) uint8, and :meth:`read_scales`."""
+        q = unpack_words(self._source.read_rows(name, start, stop), self.layout[name][0])
+        # Copies: what is read next may overwrite both.
+        return np.array(q), *self.read_scales(name, start, stop)
+
+    def read_scales(self, name: str, start: int, stop: int) -> tuple[Array, Array]:
+        """Scales and biases of rows of a packed tensor, (rows, groups), float32."""
+        found = []
+        for part in ("scales", "biases"):
+            tensor = self._source.tensors[f"{name.removesuffix('.weight')}.{part}"]
+            found.append(np.array(to_float32(self._source.read_rows(tensor.name, start, stop), tensor.type_name)))
+        return found[0], found[1]
 
 
 def unpack_words(words: Array, bits: int) -> Array:

@@ -12,11 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+import numpy as np
+
 from localllm.errors import InvalidModelError
 from localllm.files import disk_full_as_error, write_atomic
 from localllm.model_directory import SafeTensor, read_safetensors_header
 from localllm.models.derive import is_safe_file_name
 from localllm.sanitize import one_line
+from quant.tensors.dtypes import to_float32
 from quant.tensors.rows import OutTensor
 from quant.tensors.source import Array, RowReader, TensorInfo
 from quant.tensors.writing import OnTensor, write_chunks
@@ -82,6 +85,27 @@ class SafetensorsSource:
             )
         self._places[tensor.name] = (file, tensor)
         self._tensors[tensor.name] = TensorInfo(tensor.name, tensor.dtype, tensor.shape or (1,))
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Every tensor of a small file, whole, as float32.
+
+    Raises:
+        InvalidModelError: The file is missing or damaged, or a tensor is of a type that holds no weights.
+    """
+    try:
+        tensors = read_safetensors_header(path)
+    except FileNotFoundError as error:
+        raise InvalidModelError(f"{path.name} is missing.") from error
+    reader, found = RowReader(path), {}
+    try:
+        for tensor in tensors:
+            info = TensorInfo(tensor.name, tensor.dtype, tensor.shape or (1,))
+            rows = to_float32(reader.rows(info, tensor.offset, 0, info.n_rows), info.type_name)
+            found[tensor.name] = np.array(rows).reshape(info.shape)  # a copy: the reader's buffer is used again
+    finally:
+        reader.close()
+    return found
 
 
 def _read_index(directory: Path) -> dict[str, str] | None:

@@ -1,5 +1,6 @@
 """What llama.cpp computes with a GGUF file, in F32 from end to end, as the reference for conversions."""
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,17 @@ import numpy as np
 _F32 = 0  # ggml_type: the KV cache is F16 otherwise, which alone costs 2e-3 of the largest logit
 
 
-def llama_logits(path: Path, tokens: Sequence[int], n_ctx: int = 256) -> np.ndarray:
-    """Logits of every position, shape (tokens, n_vocab)."""
+def llama_logits(path: Path, tokens: Sequence[int], n_ctx: int = 256, adapter: Path | None = None) -> np.ndarray:
+    """Logits of every position, shape (tokens, n_vocab); with a LoRA adapter on the model where one is given."""
     model = llama_cpp.Llama(
         str(path), n_ctx=n_ctx, logits_all=True, type_k=_F32, type_v=_F32, n_threads=1, verbose=False
     )
     try:
+        if adapter is not None:
+            lora = llama_cpp.llama_adapter_lora_init(model.model, str(adapter).encode())
+            assert lora
+            loras, scales = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(lora), (ctypes.c_float * 1)(1.0)
+            assert llama_cpp.llama_set_adapters_lora(model.ctx, loras, 1, scales) == 0
         model.eval(list(tokens))
         return np.array(model.scores[: len(tokens)])
     finally:
