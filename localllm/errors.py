@@ -15,6 +15,7 @@
      ├─ DataError                 rows to learn from that cannot be read or used
      ├─ InvalidModelError         a model file is damaged, hostile or of an unknown kind
      ├─ MemoryFitError            the model does not fit in this machine's memory
+     ├─ QuantizeError             a model cannot be quantized so, or measured
      ├─ ConversationError         a conversation or message that is not there, or a damaged database
      ├─ EngineError               the process that holds a model failed
      │   ├─ EngineDiedError       it died in the middle of a request
@@ -102,6 +103,10 @@ class InvalidModelError(LocalLLMError):
 
 class MemoryFitError(LocalLLMError):
     """The model needs more memory than this machine has."""
+
+
+class QuantizeError(LocalLLMError):
+    """A model cannot be quantized as asked, its importance matrix not be computed, or its quality not be measured."""
 
 
 class ConversationError(LocalLLMError):

@@ -167,8 +167,8 @@ class GGUFHeader:
         return self.number(f"{self.architecture}.{key}")
 
 
-def read_gguf_header(path: Path) -> GGUFHeader:
-    """Read and check the header of ``path``.
+def read_gguf_header(path: Path, *, model: bool = True) -> GGUFHeader:
+    """Read and check the header of ``path``: a model's, or unless ``model`` that of other data in this format.
 
     Raises:
         InvalidModelError: It is not a regular file, not GGUF, of an unknown version, damaged, hostile, or cut short.
@@ -183,7 +183,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InvalidModelError(f"{label} is not a regular file.", "Give the path of a .gguf file.")
-        return _Parser(Cursor(descriptor, status.st_size, label)).parse()
+        return _Parser(Cursor(descriptor, status.st_size, label)).parse(model=model)
     except OSError as error:
         raise InvalidModelError(f"The model file {label} cannot be read: {error.strerror}.") from error
     finally:
@@ -229,7 +229,7 @@ class _Parser:
         self.kinds: dict[str, int] = {}
         self.metadata: dict[str, Value] = {}
 
-    def parse(self) -> GGUFHeader:
+    def parse(self, *, model: bool = True) -> GGUFHeader:
         version = self._preamble()
         cursor = self.cursor
         n_tensors = self._count("tensors", _MIN_TENSOR, _MAX_TENSORS)
@@ -237,7 +237,8 @@ class _Parser:
         for _ in range(n_pairs):
             self._pair()
         alignment = self._alignment()
-        self._check_architecture()
+        if model:
+            self._check_architecture()
         names: set[str] = set()
         relative = [self._tensor(alignment, names) for _ in range(n_tensors)]
         data_start = -(-cursor.position // alignment) * alignment

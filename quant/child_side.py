@@ -1,0 +1,50 @@
+"""The child's side of :mod:`quant.child`: read the request, do the work, answer in JSON lines."""
+
+import faulthandler
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from localllm.errors import LocalLLMError
+from quant.child import Progress
+
+_SECONDS_BETWEEN = 0.05  # progress is shown at most this often
+
+
+def answer(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> None:
+    """Do ``work(request, progress)`` for the parent; what it returns or raises is the answer.
+
+    A LocalLLMError is passed to the parent with its class; any other exception is a bug, and ends this process with a
+    traceback, whose last line becomes the parent's message.
+    """
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a person's data
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # native code prints: nothing of it may get between the answers
+    request: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    shown = [0.0]
+
+    def progress(stage: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if done == total or now - shown[0] >= _SECONDS_BETWEEN:
+            shown[0] = now
+            answers.write(json.dumps({"progress": [stage, done, total]}) + "\n")
+
+    try:
+        message: dict[str, Any] = {"result": work(request, progress)}
+    except LocalLLMError as error:
+        message = {"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}}
+    answers.write(json.dumps(message) + "\n")
+
+
+def _end_with_parent() -> None:
+    # Past Python's buffer, which the main thread's exit may need: the pipe only ever says that it is closed.
+    while os.read(0, 1):
+        pass
+    os._exit(1)

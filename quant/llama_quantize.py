@@ -1,0 +1,153 @@
+"""Quantize a GGUF model with llama.cpp, in a child process: a bar by tensor, cancel, no half files."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from localllm.errors import DiskFullError, InvalidModelError, QuantizeError, UsageError
+from localllm.files import disk_full_as_error, sync_directory
+from localllm.gguf_header import read_gguf_parts
+from localllm.machine import read_machine
+from localllm.paths import FILE_MODE
+from quant.child import CheckCancelled, Progress, never_cancelled, no_progress, run_child
+from quant.imatrix.file import read_imatrix
+from quant.llama_choices import QuantizeChoices
+from quant.llama_plan import QuantizePlan, plan_types, refuse_lacking
+
+_WORKER = "quant.llama_quantize_worker"
+_SPARE_BYTES = 16 << 20  # left free on the disk for everything else
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What was made.
+
+    Attributes:
+        files: The model's files, the first part first.
+        n_bytes: Their size together.
+        plan: What became of each tensor; its warnings are for the person.
+    """
+
+    files: tuple[Path, ...]
+    n_bytes: int
+    plan: QuantizePlan
+
+
+def quantize_gguf(
+    source: Path,
+    target: Path,
+    file_type: str,
+    *,
+    imatrix: Path | None = None,
+    overrides: Sequence[str] = (),
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+    pure: bool = False,
+    keep_split: bool = False,
+    n_threads: int | None = None,
+    progress: Progress = no_progress,
+    check_cancelled: CheckCancelled = never_cancelled,
+) -> QuantizeResult:
+    """Quantize ``source`` into ``target``; the tensors are, byte for byte, those of ``llama-quantize``.
+
+    A source that is quantized already is taken too; the plan's warnings say what that costs.
+
+    Args:
+        source: A GGUF model; the first file of a split one.
+        target: The result. With ``keep_split``, ``NAME.gguf`` stands for ``NAME-00001-of-00003.gguf`` and so on.
+        file_type: What a person asks for: ``q4_k_m``.
+        imatrix: An importance matrix. The result names its file and the text that it was made from, without folders.
+        overrides: ``REGEX=TYPE`` rules for single tensors; the first that is found in a name counts.
+        output_type: Tensor type of the output matrix.
+        embedding_type: Tensor type of the token embeddings.
+        pure: All in the base type, without the recipe's mix.
+        keep_split: As many files as the source has.
+        n_threads: CPU threads; None takes all fast cores.
+        progress: Called with (tensor, done, total).
+        check_cancelled: Called ten times a second; what it raises ends the work, and nothing is left of it.
+
+    Raises:
+        UsageError: A type or rule is none, or source and target are the same.
+        InvalidModelError: The source or the importance matrix is damaged.
+        QuantizeError: It cannot be done so: an importance matrix is needed, or llama.cpp refuses.
+        DiskFullError: There is no room.
+    """
+    choices = QuantizeChoices.parse(file_type, overrides, output_type, embedding_type, pure=pure, keep_split=keep_split)
+    if target.exists() and target.samefile(source):
+        raise UsageError("A model cannot be quantized into its own file.", "Give another target.")
+    matrix = read_imatrix(imatrix) if imatrix else None
+    plan = plan_types(source, choices, matrix, check_cancelled=check_cancelled)
+    refuse_lacking(plan, has_imatrix=matrix is not None)
+    _check_room(target, plan.n_bytes)
+    with _workspace(target) as directory:
+        written = directory / (target.stem if keep_split else target.name)
+        options = choices.native(n_threads=n_threads or read_machine().performance_cores)
+        request = {
+            "source": str(source),
+            "target": str(written),
+            "options": options,
+            "imatrix": str(imatrix) if imatrix else None,
+            "imatrix_label": imatrix.name if imatrix else "",
+        }
+        run_child(
+            _WORKER,
+            request,
+            what=f"quantizing {source.name}",
+            progress=progress,
+            check_cancelled=check_cancelled,
+        )
+        made = sorted(directory.iterdir())
+        _check_result(made, plan)
+        files = tuple(_publish(path, target.parent) for path in made)
+    sync_directory(target.parent)
+    return QuantizeResult(files, sum(path.stat().st_size for path in files), plan)
+
+
+def _check_room(target: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < n_bytes + _SPARE_BYTES:
+        raise DiskFullError(
+            f"{target.name} will take {n_bytes / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left.",
+            f"Free some room on the disk that holds {target.parent}.",
+        )
+
+
+@contextmanager
+def _workspace(target: Path) -> Iterator[Path]:
+    """A directory beside the target, so that a rename is enough; gone afterwards, whatever happens."""
+    with disk_full_as_error(target):
+        directory = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+def _check_result(files: Sequence[Path], plan: QuantizePlan) -> None:
+    """llama.cpp may miss that a write failed (its streams do not always throw): look at what it wrote."""
+    try:
+        header = read_gguf_parts(files)
+    except InvalidModelError as error:
+        raise QuantizeError(
+            f"What llama.cpp wrote is damaged: {error.message}", "The disk may be full or failing; nothing was kept."
+        ) from error
+    made = {tensor.name: tensor.type_name for tensor in header.tensors}
+    wrong = [tensor.name for tensor in plan.tensors if made.get(tensor.name) != tensor.to_type]
+    if wrong:
+        raise QuantizeError(f"llama.cpp did not do what it had planned: {wrong[0]} is {made.get(wrong[0])}.")
+
+
+def _publish(path: Path, directory: Path) -> Path:
+    """Make a written file durable and give it its name."""
+    with disk_full_as_error(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    path.chmod(FILE_MODE)
+    return path.replace(directory / path.name)
