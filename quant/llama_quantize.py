@@ -1,25 +1,23 @@
 """Quantize a GGUF model with llama.cpp, in a child process: a bar by tensor, cancel, no half files."""
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from localllm.errors import DiskFullError, InvalidModelError, QuantizeError, UsageError
+from localllm.errors import InvalidModelError, QuantizeError, UsageError
 from localllm.files import disk_full_as_error, sync_directory
 from localllm.gguf_header import read_gguf_parts
 from localllm.machine import read_machine
+from localllm.models.transfer import require_room
 from localllm.paths import FILE_MODE
 from quant.child import CheckCancelled, Progress, never_cancelled, no_progress, run_child
 from quant.imatrix.file import read_imatrix
 from quant.llama_choices import QuantizeChoices
 from quant.llama_plan import QuantizePlan, plan_types, refuse_lacking
+from quant.staging import staging
 
 _WORKER = "quant.llama_quantize_worker"
-_SPARE_BYTES = 16 << 20  # left free on the disk for everything else
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ def quantize_gguf(
     matrix = read_imatrix(imatrix) if imatrix else None
     plan = plan_types(source, choices, matrix, check_cancelled=check_cancelled)
     refuse_lacking(plan, has_imatrix=matrix is not None)
-    _check_room(target, plan.n_bytes)
-    with _workspace(target) as directory:
+    require_room(target.parent, plan.n_bytes)
+    with staging(target) as directory:
         written = directory / (target.stem if keep_split else target.name)
         options = choices.native(n_threads=n_threads or read_machine().performance_cores)
         request = {
@@ -105,26 +103,6 @@ def quantize_gguf(
         files = tuple(_publish(path, target.parent) for path in made)
     sync_directory(target.parent)
     return QuantizeResult(files, sum(path.stat().st_size for path in files), plan)
-
-
-def _check_room(target: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if free < n_bytes + _SPARE_BYTES:
-        raise DiskFullError(
-            f"{target.name} will take {n_bytes / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB left.",
-            f"Free some room on the disk that holds {target.parent}.",
-        )
-
-
-@contextmanager
-def _workspace(target: Path) -> Iterator[Path]:
-    """A directory beside the target, so that a rename is enough; gone afterwards, whatever happens."""
-    with disk_full_as_error(target):
-        directory = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory)
 
 
 def _check_result(files: Sequence[Path], plan: QuantizePlan) -> None:

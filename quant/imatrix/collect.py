@@ -1,12 +1,13 @@
 """Compute an importance matrix, from a GGUF model by llama.cpp or from a directory by MLX, in a child process."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from localllm.files import sync_directory
 from localllm.machine import read_machine
 from quant.child import CheckCancelled, Progress, never_cancelled, no_progress, run_child
 from quant.chunks import Text
+from quant.staging import staging
 
 _LLAMA_WORKER, _MLX_WORKER = "quant.imatrix.llama_worker", "quant.imatrix.mlx_worker"
 
@@ -70,7 +71,6 @@ def collect_imatrix(
     is_directory = model.is_dir()
     request = {
         "model": str(model),
-        "target": str(target),
         "texts": [asdict(text) for text in calibration.texts],
         "datasets": list(calibration.names),
         "n_ctx": calibration.n_ctx,
@@ -78,16 +78,15 @@ def collect_imatrix(
         "with_output": with_output,
         "n_threads": n_threads or read_machine().performance_cores,
     }
-    answer = run_child(
-        _MLX_WORKER if is_directory else _LLAMA_WORKER,
-        request,
-        what=f"measuring {model.name}",
-        progress=progress,
-        check_cancelled=check_cancelled,
-    )
+    with staging(target) as directory:
+        made = directory / target.name
+        answer = run_child(
+            _MLX_WORKER if is_directory else _LLAMA_WORKER,
+            request | {"target": str(made)},
+            what=f"measuring {model.name}",
+            progress=progress,
+            check_cancelled=check_cancelled,
+        )
+        made.replace(target)
+    sync_directory(target.parent)
     return Collected(answer["n_chunks"], answer["n_entries"])
-
-
-def texts_of_files(paths: Sequence[Path]) -> tuple[Text, ...]:
-    """The text of files, as it is; bytes that are no UTF-8 become replacement characters."""
-    return tuple(Text(path.read_text(encoding="utf-8", errors="replace")) for path in paths)

@@ -9,14 +9,18 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from localllm.errors import InvalidModelError, QuantizeError
-from localllm.files import disk_full_as_error, sync_directory
 from localllm.gguf_header import GGUFHeader, LargeValue, TensorInfo, read_gguf_header
 from quant.imatrix.legacy import read_legacy
+from quant.tensors.gguf_writer import write_gguf
+from quant.tensors.rows import array_tensor
+
+if TYPE_CHECKING:
+    from quant.tensors.metadata import MetadataValue
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MAX_DATASETS = 1024
@@ -113,30 +117,21 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
     Raises:
         DiskFullError: There is no room; ``path`` is as it was.
     """
-    import gguf  # deferred: 60 ms
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    with disk_full_as_error(path):
-        try:
-            writer = gguf.GGUFWriter(temporary, "imatrix")
-            del writer.kv_data[0]["general.architecture"]  # an importance matrix has none
-            writer.add_type("imatrix")
-            writer.add_array("imatrix.datasets", list(matrix.datasets) or [""])
-            writer.add_uint32("imatrix.chunk_count", matrix.chunk_count)
-            writer.add_uint32("imatrix.chunk_size", matrix.chunk_size)
-            for name in sorted(matrix.entries):
-                entry = matrix.entries[name]
-                writer.add_tensor(name + _SUMS, entry.sums.astype(np.float32))
-                writer.add_tensor(name + _COUNTS, entry.counts.astype(np.float32)[:, None])
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_directory(path.parent)
+    metadata: dict[str, MetadataValue] = {
+        "general.type": "imatrix",
+        "imatrix.datasets": list(matrix.datasets) or [""],  # llama-quantize wants the key
+        "imatrix.chunk_count": matrix.chunk_count,
+        "imatrix.chunk_size": matrix.chunk_size,
+    }
+    tensors = []
+    for name in sorted(matrix.entries):
+        entry = matrix.entries[name]
+        n_counts = len(entry.counts)
+        # ggml leaves out the last dimensions where they are 1.
+        shape = (n_counts, -1) if n_counts > 1 else (-1,)
+        tensors.append(array_tensor(name + _SUMS, entry.sums.reshape(shape)))
+        tensors.append(array_tensor(name + _COUNTS, entry.counts[:, None] if n_counts > 1 else entry.counts))
+    write_gguf(path, metadata, tensors, on_tensor=lambda _name, _n_bytes: None)
 
 
 def _read_gguf(path: Path) -> ImportanceMatrix:

@@ -1,0 +1,95 @@
+"""Measuring models: GGUF and MLX by the same numbers, and a source against itself."""
+
+import numpy as np
+import pytest
+
+from localllm.errors import InvalidModelError, JobCancelledError, QuantizeError
+from quant.chunks import Text
+from quant.convert import from_gguf
+from quant.llama_quantize import quantize_gguf
+from quant.measure.run import MeasureOptions, make_reference, measure, measure_speed
+from tests.fakes.gguf_files import write_tiny_gguf
+from tests.fakes.mlx_models import make_model
+
+_TEXTS = (Text("the hello world is a world of hello and the user asks: what? " * 20),)
+_OPTIONS = MeasureOptions(n_ctx=64, max_chunks=3, n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    import gguf
+
+    path = tmp_path_factory.mktemp("source") / "m.gguf"
+    return write_tiny_gguf(path, n_embd=64, n_ff=128, tensor_type=gguf.GGMLQuantizationType.F32)
+
+
+@pytest.fixture(scope="module")
+def reference(source):
+    target = source.with_name("reference")
+    make_reference(source, target, _TEXTS, options=_OPTIONS)
+    return target
+
+
+def test_a_source_does_not_diverge_from_itself(source, reference):
+    quality = measure(source, reference=reference, options=_OPTIONS)
+    assert quality.divergence is not None
+    assert quality.divergence.kl_max < 1e-9
+    assert quality.divergence.agreement == 1
+    assert quality.perplexity == measure(source, _TEXTS, options=_OPTIONS).perplexity
+    assert quality.perplexity.n_tokens == 3 * 31  # the second half of each chunk but its last token
+
+
+def test_fewer_bits_diverge_more(source, reference, tmp_path):
+    found = []
+    for name in ("q8_0", "q4_0"):
+        quantize_gguf(source, tmp_path / f"{name}.gguf", name, n_threads=1)
+        quality = measure(tmp_path / f"{name}.gguf", reference=reference, options=_OPTIONS)
+        assert quality.divergence is not None
+        found.append(quality.divergence.kl_mean)
+    assert 0 < found[0] < found[1]
+
+
+def test_mlx_is_measured_on_the_same_tokens(source, reference, tmp_path):
+    from_gguf(source, tmp_path / "hf", dtype="f32")
+    quality = measure(tmp_path / "hf", reference=reference, options=_OPTIONS)
+    assert quality.divergence is not None
+    assert quality.divergence.kl_max < 1e-4
+    assert quality.perplexity.perplexity == pytest.approx(
+        measure(source, reference=reference, options=_OPTIONS).perplexity.perplexity, rel=1e-3
+    )
+
+
+def test_models_with_other_tokens_are_not_compared(source, tmp_path):
+    other = make_model(tmp_path / "other")
+    make_reference(other, tmp_path / "reference", _TEXTS, options=_OPTIONS)
+    with pytest.raises(QuantizeError, match="275 tokens and its source 384"):
+        measure(source, reference=tmp_path / "reference", options=_OPTIONS)
+
+
+def test_a_damaged_reference_is_refused(source, reference, tmp_path):
+    with pytest.raises(InvalidModelError, match="holds no reference"):
+        measure(source, reference=tmp_path, options=_OPTIONS)
+    work = tmp_path / "copy"
+    make_reference(source, work, _TEXTS, options=_OPTIONS)
+    np.save(work / "rest.npy", np.zeros((1, 1), np.float32))
+    with pytest.raises(InvalidModelError, match="damaged"):
+        measure(source, reference=work, options=_OPTIONS)
+
+
+def test_a_cancelled_reference_leaves_nothing(source, tmp_path):
+    calls = []
+
+    def cancel() -> None:
+        calls.append(1)
+        if len(calls) > 3:
+            raise JobCancelledError
+
+    with pytest.raises(JobCancelledError):
+        make_reference(source, tmp_path / "r", _TEXTS * 50, options=MeasureOptions(n_ctx=64), check_cancelled=cancel)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_speed_is_tokens_a_second(source):
+    speed = measure_speed(source, n_prefill=32, n_decode=8, n_threads=1)
+    assert speed.prefill > 0
+    assert speed.decode > 0
