@@ -32,6 +32,11 @@ class Served:
         return "+".join([str(self.manifest.model_name), *(adapter.name for adapter, _ in self.adapters)])
 
     @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return self.manifest.size + sum(adapter.size for adapter, _ in self.adapters)
+
+    @property
     def weights(self) -> "Served":
         """What one process loads: llama.cpp the model alone, whatever adapters requests name; MLX with its adapter."""
         return Served(self.manifest) if self.manifest.format == "gguf" else self

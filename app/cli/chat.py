@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO, cast
 
-from localllm.errors import ModelNotFoundError, UsageError
+from localllm.errors import ModelNotFoundError, RequestError, UsageError
 from localllm.models.names import parse_model_name
 from localllm.paths import Home
 from localllm.sanitize import printable
@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from app.cli.line_chat import ClosableClient
-    from localllm.models.manifest import Manifest
-    from localllm.models.store import ModelStore
     from localllm.settings import Settings
     from serve.client import ChatOptions
+    from serve.registry import Registry, Served
 
 _EXAMPLES = """examples:
   localllm chat "What is gravity?"               one answer from the default model
@@ -44,7 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _EXAMPLES
     parser.add_argument(
-        "words", nargs="*", metavar="MODEL PROMPT", help="a model of `localllm models`, a prompt in quotes, or both"
+        "words",
+        nargs="*",
+        metavar="MODEL PROMPT",
+        help="a model of `localllm models` (or MODEL+ADAPTER), a prompt in quotes, or both",
     )
     parser.add_argument("--system", metavar="TEXT", help="instructions put before the conversation")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy; higher is more varied")
@@ -71,19 +73,21 @@ def run(args: argparse.Namespace, home: Home) -> int:
         LocalLLMError: Whatever kept the model from answering.
     """
     # Deferred: `localllm chat --help` needs no pydantic (56 ms) and no HTTP client (100 ms).
+    from localllm.adapters import AdapterStore
     from localllm.models.store import ModelStore
     from localllm.settings import load_settings
     from serve.discovery import connect
+    from serve.registry import Registry
 
     flags = {"temperature": args.temperature, "max_tokens": args.max_tokens, "system_prompt": args.system}
     settings = load_settings(home.settings_file, flags=flags)
-    store = ModelStore(home)
-    asked = read_words(args.words, lambda name: _is_model(store, name))
+    registry = Registry(ModelStore(home), AdapterStore(home))
+    asked = read_words(args.words, lambda name: _is_model(registry, name))
     prompt = with_standard_input(asked.prompt, sys.stdin)
     require_text(prompt or "", settings.system_prompt, *args.stop)
     if args.json and prompt is None:
         raise UsageError("--json needs a prompt.", "Give one as an argument or on standard input.")
-    model = find_model(store, asked.model or settings.model)
+    model = find_model(registry, home, asked.model or settings.model)
     options = _options(args, settings)
     show_stats = sys.stderr.isatty() if args.stats is None else bool(args.stats)
 
@@ -91,11 +95,11 @@ def run(args: argparse.Namespace, home: Home) -> int:
         return await connect(home, settings, on_status=lambda status: print(printable(status), file=sys.stderr))
 
     if prompt is None:
-        _chat_by_lines(home, store, connected, model, options, settings.system_prompt, show_stats)
+        _chat_by_lines(home, registry, connected, model, options, settings.system_prompt, show_stats)
         return 0
     messages = [{"role": "system", "content": settings.system_prompt}] if settings.system_prompt else []
     messages.append({"role": "user", "content": prompt})
-    asyncio.run(_answer(connected, str(model.model_name), messages, options, as_json=args.json, show_stats=show_stats))
+    asyncio.run(_answer(connected, model.name, messages, options, as_json=args.json, show_stats=show_stats))
     return 0
 
 
@@ -169,14 +173,14 @@ def require_text(*texts: str) -> None:
         raise UsageError(_NOT_TEXT) from error
 
 
-def find_model(store: "ModelStore", name: str) -> "Manifest":
-    """The model of that name; where a person can answer, offer to fetch the starter model.
+def find_model(registry: "Registry", home: Home, name: str) -> "Served":
+    """The model of that name, ``+adapter`` and all; where a person can answer, offer to fetch the starter model.
 
     Raises:
         ModelNotFoundError: It is not here, and was not fetched.
     """
     try:
-        return store.resolve(name)
+        return registry.resolve(name)
     except ModelNotFoundError:
         if name != "starter" or not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise
@@ -188,8 +192,8 @@ def find_model(store: "ModelStore", name: str) -> "Manifest":
     from app.cli.pull import PullView
     from localllm.models.pull_job import pull_spec
 
-    run_job(store.home, pull_spec(name), show=lambda _: None, view=PullView())
-    return store.resolve(name)
+    run_job(home, pull_spec(name), show=lambda _: None, view=PullView())
+    return registry.resolve(name)
 
 
 async def answer_once(
@@ -250,9 +254,9 @@ async def _answer(
 
 def _chat_by_lines(
     home: Home,
-    store: "ModelStore",
+    registry: "Registry",
     connected: Callable[[], Awaitable["ClosableClient"]],
-    model: "Manifest",
+    model: "Served",
     options: "ChatOptions",
     system_prompt: str,
     show_stats: bool,
@@ -264,7 +268,7 @@ def _chat_by_lines(
     conversations = ConversationStore(home.database)
     try:
         LineChat(
-            store,
+            registry,
             conversations,
             ConnectOnDemand(connected),
             model,
@@ -310,15 +314,16 @@ def _record(text: str, done: StreamDone) -> dict[str, object]:
 
 def _could_be_name(word: str) -> bool:
     try:
-        parse_model_name(word)
+        for part in word.split("+"):
+            parse_model_name(part)
     except UsageError:
         return False
     return True
 
 
-def _is_model(store: "ModelStore", word: str) -> bool:
+def _is_model(registry: "Registry", word: str) -> bool:
     try:
-        store.resolve(word)
-    except (ModelNotFoundError, UsageError):
+        registry.resolve(word)
+    except (ModelNotFoundError, RequestError):
         return False
     return True

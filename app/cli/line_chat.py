@@ -15,9 +15,8 @@ from localllm.sanitize import one_line, printable
 from serve.events import StreamDone, StreamEvent
 
 if TYPE_CHECKING:
-    from localllm.models.manifest import Manifest
-    from localllm.models.store import ModelStore
     from serve.client import ChatOptions
+    from serve.registry import Registry, Served
 
 _HELP = '''\
 /new           start a new conversation
@@ -98,7 +97,7 @@ class LineChat:
     """A conversation on lines; kept in the conversation store like every other.
 
     Attributes:
-        models: Where models are looked up.
+        models: Where names are looked up.
         conversations: Where messages are kept.
         client: The server.
         options: Sampling options.
@@ -109,10 +108,10 @@ class LineChat:
 
     def __init__(
         self,
-        models: "ModelStore",
+        models: "Registry",
         conversations: ConversationStore,
         client: ClosableClient,
-        model: "Manifest",
+        model: "Served",
         options: "ChatOptions",
         *,
         system_prompt: str = "",
@@ -131,7 +130,7 @@ class LineChat:
 
     def run(self) -> None:
         """Talk until the person ends it."""
-        print(f"Chat with {self._model.model_name}. /help lists the commands, /quit or Ctrl-D ends.")
+        print(f"Chat with {self._model.name}. /help lists the commands, /quit or Ctrl-D ends.")
         # The loop runs only during an answer. That leaves the waiting to input(), with its line editing, and lets
         # the runner turn Ctrl-C into the cancelling of the answer alone.
         with asyncio.Runner() as runner:
@@ -200,19 +199,17 @@ class LineChat:
 
     def _choose_model(self, name: str) -> None:
         if not name:
-            rows = [("*" if m == self._model else "", str(m.model_name), m.quantization) for m in self.models.list()]
+            rows = [("*" if m == self._model else "", m.name, m.manifest.quantization) for m in self.models.list()]
             print_table(("", "model", "type"), rows)
             return
         self._model = self.models.resolve(name)
         if self._conversation_id is not None:
-            self.conversations.set_model(self._conversation_id, str(self._model.model_name))
-        print(f"Now with {self._model.model_name}.")
+            self.conversations.set_model(self._conversation_id, self._model.name)
+        print(f"Now with {self._model.name}.")
 
     def _send(self, runner: asyncio.Runner, text: str) -> None:
         if self._conversation_id is None:
-            created = self.conversations.create(
-                one_line(text, _TITLE_LENGTH), str(self._model.model_name), self.system_prompt
-            )
+            created = self.conversations.create(one_line(text, _TITLE_LENGTH), self._model.name, self.system_prompt)
             self._conversation_id = created.id
         conversation = self.conversations.get(self._conversation_id)
         self._stream(runner, lambda turn: turn.send(conversation.id, conversation.active_leaf, text))
@@ -258,9 +255,9 @@ class LineChat:
             print("\n(Stopped; what has come is kept.)")
 
     async def _show(self, start: Callable[[ChatTurn], AsyncGenerator[TurnEvent, None]]) -> None:
-        turn = ChatTurn(self.conversations, self.client, str(self._model.model_name), self.options)
+        turn = ChatTurn(self.conversations, self.client, self._model.name, self.options)
         # Named with the first word of the answer, after whatever was said about a server that had to be started.
-        prefix = f"{self._model.name}: "
+        prefix = f"{self._model.manifest.name}: "
         async with aclosing(start(turn)) as events:
             async for event in events:
                 match event:

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 
+from localllm.adapters import AdapterStore
 from localllm.api_keys import KeyStore
 from localllm.logs import log_to_file
 from localllm.models.store import ModelStore
@@ -14,6 +15,7 @@ from localllm.settings import Settings
 from serve.discovery import running_server, stop_managed
 from serve.engine.process import start_engine
 from serve.http.server import DRAIN_SECONDS, Running, ServerOptions, run_server
+from serve.registry import Registry
 
 
 def serve(
@@ -39,7 +41,8 @@ def serve(
         LocalLLMError: A model is not there or cannot be loaded; the address cannot be bound; a server runs already.
     """
     store = ModelStore(home)
-    names = [str(store.resolve(name).model_name) for name in models]
+    registry = Registry(store, AdapterStore(home))
+    names = [registry.resolve(name).name for name in models]
     log_to_file(home, "serve", settings.log_level)
     options = ServerOptions(settings.host, settings.port, managed=False, api_key=api_key, allow_hosts=allow_hosts)
 

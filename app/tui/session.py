@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from app.turn import AnswerDelta, AnswerStarted, ChatTurn, TurnEvent
+from localllm.adapters import AdapterStore
 from localllm.conversations import ConversationStore
-from localllm.errors import ModelNotFoundError, ServerError, UsageError
+from localllm.errors import ModelNotFoundError, RequestError, ServerError
 from localllm.jobs.store import JobStore
 from localllm.models.store import ModelStore
 from localllm.paths import Home
 from localllm.settings import Settings
 from serve.events import StreamEvent
+from serve.registry import Registry
 
 if TYPE_CHECKING:
     from serve.client import ChatOptions, ServeClient
@@ -102,8 +104,8 @@ class Session:
         for wanted in (name, self.settings.model):
             if wanted:
                 try:
-                    return str(self.store.resolve(wanted).model_name)
-                except (ModelNotFoundError, UsageError):
+                    return Registry(self.store, AdapterStore(self.home)).resolve(wanted).name
+                except (ModelNotFoundError, RequestError):
                     continue  # removed since, or no name at all
         return next((str(manifest.model_name) for manifest in self.store.list()), "")
 

@@ -133,7 +133,7 @@ def _fields(served: Served) -> dict[str, Any]:
         "name": served.name,
         "model": served.name,
         "modified_at": served.created or "1970-01-01T00:00:00Z",
-        "size": manifest.size + sum(adapter.size for adapter, _ in served.adapters),
+        "size": served.size,
         "digest": manifest.files[0].sha256 if manifest.files else "",
         "details": {
             "parent_model": _parent(served),

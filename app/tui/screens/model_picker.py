@@ -18,6 +18,7 @@ from textual.worker import get_current_worker
 
 from app.tui.markdown import harmless
 from app.tui.styles import MUTED
+from localllm.adapters import AdapterStore
 from localllm.errors import LocalLLMError
 from localllm.jobs.events import Progress
 from localllm.jobs.job import Job
@@ -29,6 +30,7 @@ from localllm.models.manifest import Manifest
 from localllm.models.pull_job import pull_spec
 from localllm.models.store import ModelStore
 from localllm.sanitize import one_line
+from serve.registry import Registry
 
 STARTER = "starter"
 _NAME = 28  # cells for a name: the verdict matters more than the end of a long one
@@ -146,13 +148,13 @@ class ModelPicker(ModalScreen[str | None]):
     @work(thread=True, exclusive=True, group="models")
     def _read(self) -> None:
         # The names at once, then each model's fit as its header is read.
-        manifests = self._store.list()
-        rows = [Row(str(m.model_name), m.size, m.quantization) for m in manifests]
+        found = Registry(self._store, AdapterStore(self._store.home)).list()
+        rows = [Row(served.name, served.size, served.manifest.quantization) for served in found]
         self.app.call_from_thread(self._show, rows)
-        for index, manifest in enumerate(manifests):
+        for index, served in enumerate(found):
             if get_current_worker().is_cancelled:
                 return
-            rows[index] = check_fit(self._store, manifest, rows[index], self._n_ctx, self._memory_gb)
+            rows[index] = check_fit(self._store, served.manifest, rows[index], self._n_ctx, self._memory_gb)
             self.app.call_from_thread(self._show, list(rows))
 
     def _show(self, rows: Sequence[Row]) -> None:

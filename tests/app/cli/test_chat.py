@@ -9,18 +9,19 @@ from app.cli.main import Parser
 from localllm.errors import EngineDiedError, ModelNotFoundError, SettingsError, UsageError
 from localllm.models.manifest import Manifest
 from serve.client import ChatOptions
+from serve.registry import Served
 from tests.fakes.client import Answer, FakeClient, done
 
-STARTER = Manifest("smollm2-135m", "q4_1", "pypi:x==1", "gguf", ())
+STARTER = Served(Manifest("smollm2-135m", "q4_1", "pypi:x==1", "gguf", ()))
 
 
 class Store:
-    """The two questions that a chat asks of the model store."""
+    """What a chat asks of the registry."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
 
-    def resolve(self, name: str) -> Manifest:
+    def resolve(self, name: str) -> Served:
         if name not in self.names:
             raise ModelNotFoundError(f"There is no model {name!r} here.", "Fetch it with `localllm pull`.")
         return STARTER
@@ -95,22 +96,21 @@ def test_arguments_that_are_no_text_are_wrong_usage(ask, words):
     assert client.requests == []
 
 
-def test_a_missing_starter_is_not_fetched_unasked(monkeypatch):
+def test_a_missing_starter_is_not_fetched_unasked(home, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     with pytest.raises(ModelNotFoundError):
-        find_model(Store(), "starter")
+        find_model(Store(), home, "starter")
 
 
-def test_a_person_may_decline_the_starter(monkeypatch):
+def test_a_person_may_decline_the_starter(home, monkeypatch):
     monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     monkeypatch.setattr("sys.stderr", Terminal())
     with pytest.raises(ModelNotFoundError):
-        find_model(Store(), "starter")
+        find_model(Store(), home, "starter")
 
 
-def test_a_person_may_have_the_starter_fetched(monkeypatch, capsys):
+def test_a_person_may_have_the_starter_fetched(home, monkeypatch, capsys):
     store, pulled = Store(), []
-    store.home = None
 
     def run_job(home, spec, *, show, view):
         pulled.append(spec.arguments["source"])
@@ -119,7 +119,7 @@ def test_a_person_may_have_the_starter_fetched(monkeypatch, capsys):
     monkeypatch.setattr("app.cli.follow_job.run_job", run_job)
     monkeypatch.setattr("sys.stdin", Terminal("\n"))
     monkeypatch.setattr("sys.stderr", Terminal())
-    assert find_model(store, "starter") == STARTER
+    assert find_model(store, home, "starter") == STARTER
     assert pulled == ["starter"]
 
 
@@ -142,7 +142,7 @@ def ask(monkeypatch, home):
         parser = Parser(prog="localllm chat")
         chat.configure(parser)
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
-        monkeypatch.setattr("localllm.models.store.ModelStore", lambda home: Store("starter", "smollm2-135m"))
+        monkeypatch.setattr("serve.registry.Registry", lambda models, adapters: Store("starter", "smollm2-135m"))
         monkeypatch.setattr("serve.discovery.connect", connect)
         return chat.run(parser.parse_args(words), home)
 

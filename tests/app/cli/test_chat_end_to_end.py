@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from serve.discovery import running_server, stop_managed
+from tests.fakes.gguf_files import write_tiny_lora
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 QUESTION = "What is gravity?"
@@ -31,6 +32,19 @@ def localllm(starter_home):
     record = running_server(starter_home)
     if record is not None:
         asyncio.run(stop_managed(starter_home, record))
+
+
+def test_a_model_with_an_adapter_answers_differently(localllm, starter_path, tmp_path):
+    lora = write_tiny_lora(tmp_path / "odd.gguf", starter_path, size=0.6)
+    assert localllm("pull", str(lora)).returncode == 0
+    ask = ("--temperature", "0", "--max-tokens", "8", "--json")
+    plain, odd = (localllm("chat", name, QUESTION, *ask) for name in ("starter", "starter+odd"))
+    assert plain.returncode == odd.returncode == 0, odd.stderr
+    assert json.loads(odd.stdout)["model"] == "smollm2-135m:q4_1+odd"
+    assert json.loads(odd.stdout)["text"] != json.loads(plain.stdout)["text"]
+    wrong = localllm("chat", "starter+od", QUESTION)
+    assert wrong.returncode == 1
+    assert "Did you mean odd?" in wrong.stderr
 
 
 def test_one_answer_from_arguments_and_the_same_from_standard_input(localllm):

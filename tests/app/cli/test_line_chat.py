@@ -9,20 +9,21 @@ from localllm.conversations import ConversationStore
 from localllm.errors import EngineDiedError, ModelNotFoundError, ServerError
 from localllm.models.manifest import Manifest
 from serve.client import ChatOptions
+from serve.registry import Served
 from tests.fakes.client import Answer, FakeClient, done
 
-SMALL = Manifest("smollm2-135m", "q4_1", "pypi:x==1", "gguf", (), quantization="Q4_1")
-OTHER = Manifest("other", "q8_0", "pypi:y==1", "gguf", (), quantization="Q8_0")
+SMALL = Served(Manifest("smollm2-135m", "q4_1", "pypi:x==1", "gguf", (), quantization="Q4_1"))
+OTHER = Served(Manifest("other", "q8_0", "pypi:y==1", "gguf", (), quantization="Q8_0"))
 
 
 class Store:
-    def list(self) -> list[Manifest]:
+    def list(self) -> list[Served]:
         return [OTHER, SMALL]
 
-    def resolve(self, name: str) -> Manifest:
-        for manifest in self.list():
-            if manifest.name == name:
-                return manifest
+    def resolve(self, name: str) -> Served:
+        for served in self.list():
+            if served.manifest.name == name:
+                return served
         raise ModelNotFoundError(f"There is no model {name!r} here.", "Did you mean other?")
 
 

@@ -4,11 +4,13 @@ from app.tui.screens.chat import ChatScreen
 from app.tui.screens.dialogs import CodeDialog, LineDialog
 from app.tui.screens.help import HelpScreen
 from app.tui.screens.model_picker import ModelPicker, check_fit
+from localllm.adapters import AdapterStore
 from localllm.jobs.record import JobSpec
 from localllm.settings import load_settings
 from localllm.snapshots import ensure_directory, snapshot_directory
 from tests.app.tui.test_chat import notices, shown, wait_for, write
 from tests.fakes.client import Answer, FakeClient
+from tests.fakes.gguf_files import write_tiny_gguf, write_tiny_lora
 from tests.fakes.models import put_model
 
 CODE = "Try\n\n```python\nprint('hi')\n```\n\nor\n\n```sh\necho hi\n\necho there\n```\n"
@@ -225,6 +227,20 @@ async def test_every_binding_has_an_id_of_its_own(app):
     ids = [binding.id for binding in bindings if isinstance(binding, Binding)]
     assert all(ids)
     assert len(ids) == len(set(ids)) == len(bindings)
+
+
+async def test_a_model_can_be_picked_with_an_adapter(app, model, settle, home, tmp_path):
+    base = write_tiny_gguf(tmp_path / "base.gguf")
+    AdapterStore(home).install(write_tiny_lora(tmp_path / "pirate.gguf", base), base="smollm2-135m")
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+o")
+        await settle(pilot)
+        assert "smollm2-135m:q4_1+pirate" in options(app)[1]
+        await pilot.press("down", "enter")
+        await settle(pilot)
+        assert app.session.model == "smollm2-135m:q4_1+pirate"
+        assert app.session.find_model(app.session.model) == "smollm2-135m:q4_1+pirate"
 
 
 async def test_a_keymap_moves_a_key(app, settle):
