@@ -24,6 +24,7 @@ from localllm.models.transfer import require_room
 from localllm.sanitize import one_line
 from quant.convert import from_gguf
 from quant.directories import new_directory
+from quant.imatrix.texts import default_texts
 from quant.mlx_learned import Samples, Watch, distil, quantize_awq, sequences
 from quant.mlx_types import MLXType, find_mlx_type
 from quant.tensors.gguf_reader import GGUFSource
@@ -62,20 +63,18 @@ def quantize_mlx(
         target_dir: Must not be there, or be empty; it appears whole or not at all.
         type: Of :data:`.mlx_types.MLX_TYPES`.
         group_size: 32, 64 or 128 for affine types; 0 for the type's own.
-        samples: Texts that AWQ and DWQ are fitted to; other types need none.
+        samples: Texts that AWQ and DWQ are fitted to; by default the one that comes with the program.
         progress: Told after each tensor, or step.
         check_cancelled: Called as often; an exception from it leaves nothing.
         notice: Told, in a sentence, what was not quantized and why.
 
     Raises:
-        UsageError: The type or group size is none, or texts are needed and missing.
+        UsageError: The type or group size is none, or there is too little text.
         InvalidModelError: The model is damaged, or of an unknown kind.
         StoreError: ``target_dir`` holds something.
         DiskFullError: There is no room.
     """
     kind = _with_group(find_mlx_type(type), group_size)
-    if kind.learned and samples is None:
-        raise UsageError(f"{type} is fitted to text, and none was given.", "Give a file of text.")
     watch = Watch(progress, check_cancelled, notice)
     with new_directory(target_dir) as work, ExitStack() as stack:
         directory = source
@@ -86,7 +85,7 @@ def quantize_mlx(
             directory /= "model"
         model, config = _load(directory, notice)
         if kind.learned:
-            assert samples is not None
+            samples = samples or Samples(tuple(text.text for text in default_texts()[0]))
             model, config = _learn(model, config, kind, directory, samples, watch)
         else:
             config = _round(model, config, kind, notice)
