@@ -147,8 +147,7 @@ class GGUFHeader:
     @property
     def chat_template(self) -> str | None:
         """The Jinja template of a chat; None when the file has none (or one past 1 MiB)."""
-        value = self.metadata.get("tokenizer.chat_template")
-        return value if isinstance(value, str) else None
+        return value if isinstance(value := self.metadata.get("tokenizer.chat_template"), str) else None
 
     def array_length(self, key: str) -> int:
         """Number of items of the array ``key``; 0 when there is no such array."""
