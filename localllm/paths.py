@@ -75,6 +75,11 @@ class Home:
         return self.root / "snapshots"
 
     @property
+    def measured(self) -> Path:
+        """What was measured of models (importance matrices, sensitivities): a cache, named after their contents."""
+        return self.root / "measured"
+
+    @property
     def database(self) -> Path:
         """Conversations and votes, in SQLite."""
         return self.root / "localllm.db"

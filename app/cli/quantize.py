@@ -1,0 +1,120 @@
+"""``localllm quantize MODEL --to TYPE``: a smaller model, by llama.cpp's types, with an importance matrix."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from app.cli.output import human_bytes, print_table
+from localllm.errors import UsageError
+from localllm.paths import Home
+
+if TYPE_CHECKING:
+    from localllm.jobs.record import JobSpec
+    from localllm.models.store import ModelStore
+    from quant.llama_plan import QuantizePlan
+
+_HELP = """examples:
+  localllm quantize smollm2-135m --to q4_k_m
+  localllm quantize mymodel:hf --to iq3_xxs --imatrix chats --as mymodel:small
+  localllm quantize mymodel --to q4_k_m --override 'ffn_down=q6_k' --dry-run
+
+The source may be GGUF, or a directory of Hugging Face's or MLX's form. The importance matrix says which inputs of each
+matrix matter: it is measured on a text of our own (default), on your chats, or read from a file, and kept on this disk.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.epilog = _HELP
+    parser.add_argument("model", metavar="MODEL", help="name or name:variant")
+    parser.add_argument("--to", metavar="TYPE", help="q8_0, q6_k, q5_k_m, q4_k_m, iq4_xs, q3_k_m, iq3_xxs, q2_k, …")
+    parser.add_argument(
+        "--imatrix", default="default", metavar="WHAT", help="default, chats, none, or a file: an imatrix or a text"
+    )
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="REGEX=TYPE",
+        help="another type for the tensors whose name it is found in; the first that matches counts",
+    )
+    parser.add_argument(
+        "--as", dest="as_name", default="", metavar="NAME", help="what to call it: name or name:variant"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would become of the tensors, and stop")
+    parser.add_argument("--detach", action="store_true", help="do not wait: it goes on as a job, see `jobs`")
+    parser.add_argument("--json", action="store_true", help="print the manifest, or the plan, as JSON")
+
+
+def run(args: argparse.Namespace, home: Home) -> int:
+    """Quantize, and print one line about the result."""
+    # Deferred: the formats bring numpy (100 ms), which `--help` does not need.
+    from app.cli.follow_job import run_job
+    from localllm.models.store import ModelStore
+    from quant.quantize_job import QuantizeWish, quantize_spec
+
+    if not args.to:
+        raise UsageError("What should become of it is not said.", "Give --to TYPE, such as --to q4_k_m.")
+    store = ModelStore(home)
+    wish = QuantizeWish(args.model, args.to, args.imatrix, tuple(args.override), args.as_name)
+    spec, found = quantize_spec(store, wish)
+    if args.dry_run:
+        return _dry_run(store, spec, as_json=args.json)
+
+    def show(result: dict[str, Any], state: str = "ready") -> None:
+        if args.json:
+            print(json.dumps({**result["manifest"], "state": state}, ensure_ascii=False))
+        else:
+            size = sum(file["size"] for file in result["manifest"]["files"])
+            print(f"{result['name']}  {human_bytes(size)}  {state}")
+
+    if found is not None:
+        show({"name": str(found.model_name), "manifest": asdict(found)}, "already here")
+        return 0
+    return run_job(home, spec, detach=args.detach, show=show)
+
+
+def _dry_run(store: "ModelStore", spec: "JobSpec", *, as_json: bool) -> int:
+    from quant.child import never_cancelled, no_progress
+    from quant.quantize_job import plan_quantize
+
+    workspace = store.workspace
+    key = workspace.key(f"plan {spec.arguments['name']}")
+    with workspace.exclusive(key, lambda: print("Another process plans the same: waiting.", file=sys.stderr)) as work:
+        try:
+            plan = plan_quantize(store, spec, work, progress=no_progress, check_cancelled=never_cancelled)
+        finally:
+            workspace.discard(work)
+    if as_json:
+        print(json.dumps(asdict(plan), ensure_ascii=False))
+    else:
+        _print_plan(plan)
+    return 0
+
+
+def _print_plan(plan: "QuantizePlan") -> None:
+    """One line for each role and type: what it becomes, why, and what it takes."""
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    sizes: Counter[tuple[str, str, str, str]] = Counter()
+    for tensor in plan.tensors:
+        key = (_role(tensor.name), tensor.from_type, tensor.to_type, tensor.reason)
+        counts[key] += 1
+        sizes[key] += tensor.n_bytes
+    rows = [
+        [role, str(counts[key]), f"{old} -> {new}" if old != new else new, human_bytes(sizes[key]), reason]
+        for key in sorted(counts)
+        for role, old, new, reason in [key]
+    ]
+    print_table(["tensor", "n", "type", "size", "why"], rows, right=(1, 3))
+    print(f"{human_bytes(plan.n_bytes)}, {plan.bits:.2f} bits per weight")
+    for warning in plan.warnings:
+        print(f"Note: {warning}", file=sys.stderr)
+
+
+def _role(name: str) -> str:
+    """``blk.3.ffn_down.weight`` is ``ffn_down``."""
+    parts = name.split(".")
+    return ".".join(part for part in parts if part not in ("blk", "weight") and not part.isdigit())

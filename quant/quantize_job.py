@@ -1,0 +1,180 @@
+"""What ``localllm quantize MODEL --to TYPE`` does, as a job: any model in, one GGUF file out, with its lineage."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from localllm.errors import QuantizeError, UsageError
+from localllm.jobs.context import JobContext
+from localllm.jobs.events import Message, Progress
+from localllm.jobs.record import JobSpec
+from localllm.models.manifest import Manifest
+from localllm.models.names import parse_model_name
+from localllm.models.register import Making, named, register, require_free
+from localllm.models.store import ModelStore
+from quant.child import CheckCancelled
+from quant.child import Progress as OnProgress
+from quant.convert import to_gguf
+from quant.imatrix.file import ImportanceMatrix
+from quant.importance import ImportanceChoice, obtain_imatrix
+from quant.llama_choices import QuantizeChoices
+from quant.llama_plan import QuantizePlan, plan_types
+from quant.llama_quantize import quantize_gguf
+
+_NOTHING_MEASURED = ImportanceMatrix({}, (), 0, 0)
+
+
+@dataclass(frozen=True)
+class QuantizeWish:
+    """What a person asks.
+
+    Attributes:
+        model: Its name in the store.
+        to: The type: ``q4_k_m``.
+        imatrix: See :class:`quant.importance.ImportanceChoice`.
+        overrides: ``REGEX=TYPE`` rules for single tensors.
+        as_name: What to call the result; empty for MODEL:TYPE.
+    """
+
+    model: str
+    to: str
+    imatrix: str = "default"
+    overrides: tuple[str, ...] = ()
+    as_name: str = ""
+
+
+def quantize_spec(store: ModelStore, wish: QuantizeWish) -> tuple[JobSpec, Manifest | None]:
+    """The job that quantizes; and the result, where it is here already.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+        UsageError: A type, rule, name or file is none.
+        StoreError: The name is taken by another model.
+    """
+    parent = store.resolve(wish.model)
+    choices = QuantizeChoices.parse(wish.to, wish.overrides)
+    to = choices.file_type.name
+    if parent.format == "gguf" and parent.quantization.lower() == to and not wish.overrides:
+        raise UsageError(f"{parent.model_name} is {parent.quantization} already.", "Choose another type.")
+    imatrix = "none" if choices.file_type.imatrix == "unused" and not wish.overrides else wish.imatrix
+    name = named(parent, to, parse_model_name(wish.as_name) if wish.as_name else None)
+    arguments = {
+        "model": str(parent.model_name),
+        "to": to,
+        "imatrix": ImportanceChoice.parse(imatrix).kind,
+        "overrides": [f"{pattern}={kind.lower()}" for pattern, kind in choices.overrides],
+        "name": str(name),
+    }
+    spec = JobSpec("quantize", f"{parent.model_name} to {to}", "quant.quantize_job:quantize", arguments)
+    return spec, require_free(store, _making(store, arguments))
+
+
+def quantize(context: JobContext) -> dict[str, Any]:
+    """Quantize a model; the result holds its ``name``, ``manifest``, ``bits``, ``warnings`` and a ``summary``."""
+    store = ModelStore(context.home)
+    making = _making(store, context.arguments)
+    found = require_free(store, making)
+    bits: float | None = None
+    warnings: tuple[str, ...] = ()
+    if found is None:
+        workspace = store.workspace
+        waits = partial(context.emit, Message("info", f"Another process makes {making.name}: waiting for it."))
+        with context.interruptible(), workspace.exclusive(workspace.key(f"make {making.name}"), waits) as work:
+            try:
+                made, plan = _quantize(store, making.parent, work, context)
+                bits, warnings = plan.bits, plan.warnings
+                checking = partial(_check_progress, context)
+                found = require_free(store, making) or register(store, made, making, checking)
+            finally:
+                workspace.discard(work)
+    return {
+        "name": str(found.model_name),
+        "manifest": asdict(found),
+        "bits": bits,
+        "warnings": list(warnings),
+        "summary": f"{found.model_name}  {found.size:,} bytes",
+    }
+
+
+def plan_quantize(
+    store: ModelStore, spec: JobSpec, work: Path, *, progress: OnProgress, check_cancelled: CheckCancelled
+) -> QuantizePlan:
+    """What the job of ``spec`` would make, without making it. A model that is not GGUF becomes so first, in ``work``.
+
+    Raises:
+        InvalidModelError: The model is damaged.
+        QuantizeError: llama.cpp refuses.
+    """
+    arguments = spec.arguments
+    parent = store.resolve(arguments["model"])
+    source = source_gguf(store, parent, work, progress=progress, check_cancelled=check_cancelled)
+    choices = QuantizeChoices.parse(arguments["to"], arguments["overrides"])
+    imatrix = _NOTHING_MEASURED if ImportanceChoice(arguments["imatrix"]).is_used else None
+    return plan_types(source, choices, imatrix, check_cancelled=check_cancelled)
+
+
+def source_gguf(
+    store: ModelStore, parent: Manifest, work: Path, *, progress: OnProgress, check_cancelled: CheckCancelled
+) -> Path:
+    """The GGUF file of ``parent``; of a directory, one with its own weights, made in ``work``."""
+    file = store.file(parent)
+    if parent.format == "gguf":
+        return file
+    target = work / "source.gguf"
+    to_gguf(file.parent, target, name=parent.name, progress=progress, check_cancelled=check_cancelled)
+    return target
+
+
+def telling(context: JobContext, stage: str, unit: str = "") -> OnProgress:
+    """A ``progress`` that writes the job's events."""
+
+    def tell(item: str, done: int, total: int | None) -> None:
+        context.emit(Progress(stage, done, total, item=item if unit == "" else "", unit=unit))
+
+    return tell
+
+
+def _making(store: ModelStore, arguments: dict[str, Any]) -> Making:
+    parent = store.resolve(arguments["model"])
+    name = parse_model_name(arguments["name"])
+    words = [f"--to {arguments['to']} --imatrix {arguments['imatrix']}"]
+    words += [f"--override '{rule}'" for rule in arguments["overrides"]]
+    how = f"quantize {parent.model_name} {' '.join(words)} --as {name}"
+    recipe = {key: arguments[key] for key in ("to", "imatrix", "overrides")}
+    return Making(name, parent, how, recipe)
+
+
+def _quantize(store: ModelStore, parent: Manifest, work: Path, context: JobContext) -> tuple[Path, QuantizePlan]:
+    """Quantize into a directory of its own under ``work``."""
+    arguments, check = context.arguments, context.check_cancelled
+    source = source_gguf(store, parent, work, progress=telling(context, "convert", "B"), check_cancelled=check)
+    imatrix = obtain_imatrix(
+        context.home,
+        ImportanceChoice(arguments["imatrix"]),
+        parent,
+        source,
+        work,
+        progress=telling(context, "measure importance"),
+        check_cancelled=check,
+    )
+    target = work / "model"
+    target.mkdir()
+    made = quantize_gguf(
+        source,
+        target / f"{parent.name}-{arguments['to']}.gguf",
+        arguments["to"],
+        imatrix=imatrix,
+        overrides=arguments["overrides"],
+        progress=telling(context, "quantize"),
+        check_cancelled=check,
+    )
+    for warning in made.plan.warnings:
+        context.emit(Message("warning", warning))
+    if len(made.files) != 1:
+        raise QuantizeError(f"llama.cpp wrote {len(made.files)} files where one was expected.")
+    return target, made.plan
+
+
+def _check_progress(context: JobContext, done: int, total: int) -> None:
+    context.emit(Progress("check", done, total, unit="B"))

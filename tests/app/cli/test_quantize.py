@@ -1,0 +1,98 @@
+"""``localllm quantize``, by real jobs, on a tiny model."""
+
+import json
+
+import pytest
+
+from app.cli.main import main
+from localllm.conversations import ConversationStore
+from localllm.jobs.store import JobStore
+from localllm.models.names import ModelName
+from localllm.models.store import ModelStore
+from tests.fakes.gguf_files import write_tiny_gguf
+from tests.fakes.hf_models import write_hf_model
+from tests.fakes.jobs import ROOT
+
+
+@pytest.fixture
+def tiny(home, tmp_path, monkeypatch, capsys):
+    """A tiny llama in the store as ``tiny:f16``."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", n_embd=256, n_ff=256, n_layer=1)
+    assert main(["pull", str(path), "--as", "tiny:f16"]) == 0
+    capsys.readouterr()
+    return ModelStore(home)
+
+
+def test_to_a_type_with_the_default_importance_matrix(tiny, home, capsys):
+    assert main(["quantize", "tiny", "--to", "Q4_K", "--override", "ffn_down=q8_0", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["variant"], record["quantization"], record["state"]) == ("q4_k_m", "Q4_K_M", "ready")
+    assert record["parent"]["name"] == "tiny:f16"
+    assert record["parent"]["how"] == (
+        "quantize tiny:f16 --to q4_k_m --imatrix default --override 'ffn_down=q8_0' --as tiny:q4_k_m"
+    )
+    assert record["extra"]["recipe"] == {"to": "q4_k_m", "imatrix": "default", "overrides": ["ffn_down=q8_0"]}
+    assert tiny.is_whole(tiny.get(ModelName("tiny", "q4_k_m")))
+    assert [path.name.startswith("tiny-") for path in home.measured.iterdir()] == [True]
+
+    n_jobs = len(JobStore(home).list())
+    assert main(["quantize", "tiny:f16", "--to", "q4_k_m", "--override", "ffn_down=q8_0"]) == 0
+    assert capsys.readouterr().out.endswith("already here\n")
+    assert len(JobStore(home).list()) == n_jobs
+    assert not list(home.partial.iterdir())
+
+
+def test_a_hugging_face_directory_falls_back_and_says_so(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert main(["pull", str(write_hf_model(tmp_path / "tiny", "llama")), "--as", "tiny:hf"]) == 0
+    assert main(["quantize", "tiny", "--to", "q4_k_m", "--imatrix", "none"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith("tiny:q4_k_m")
+    assert "another type than asked" in said.err
+
+
+def test_a_dry_run_makes_nothing(tiny, home, capsys):
+    before = len(JobStore(home).list())
+    assert main(["quantize", "tiny", "--to", "q4_k_m", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "F16 -> Q4_K" in out
+    assert "bits per weight" in out
+    assert main(["quantize", "tiny", "--to", "q4_k_m", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert len(JobStore(home).list()) == before
+    assert main(["quantize", "tiny", "--to", "q4_k_m"]) == 0
+    assert abs(tiny.get(ModelName("tiny", "q4_k_m")).size - plan["n_bytes"]) < 1024
+
+
+def test_importance_from_chats_is_not_kept(tiny, home, capsys):
+    assert main(["quantize", "tiny", "--to", "q4_k_m", "--imatrix", "chats"]) == 1
+    assert "no chats" in capsys.readouterr().err
+    store = ConversationStore(home.database)
+    conversation = store.create("x")
+    asked = store.append(conversation.id, None, "user", "All about the rain in Spain. " * 60)
+    store.append(conversation.id, asked.id, "assistant", "It stays mainly in the plain.")
+    store.close()
+    assert main(["quantize", "tiny", "--to", "q4_k_m", "--imatrix", "chats"]) == 0
+    assert not home.measured.exists()
+    assert b"rain" not in tiny.file(tiny.resolve("tiny:q4_k_m")).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 2, "--to TYPE"),
+        (["--to", "q9"], 2, "no type"),
+        (["--to", "f16"], 2, "already"),
+        (["--to", "q4_k_m", "--override", "ffn_down"], 2, "no rule"),
+        (["--to", "q4_k_m", "--override", "(=q8_0"], 2, "regular expression"),
+        (["--to", "q4_k_m", "--imatrix", "/nowhere/x.dat"], 2, "no file"),
+        (["--to", "q4_k_m", "--as", "../x"], 2, "not a model name"),
+        (["--to", "q4_k_m", "--as", "tiny:f16"], 1, "taken"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_job_begins(tiny, home, capsys, words, code, said):
+    before = len(JobStore(home).list())
+    assert main(["quantize", "tiny", *words]) == code
+    assert said in capsys.readouterr().err
+    assert len(JobStore(home).list()) == before
