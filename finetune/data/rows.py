@@ -98,16 +98,36 @@ def _messages(value: Any) -> tuple[Message, ...]:
         role, content = message.get("role"), message.get("content")
         if role not in _ROLES:
             raise RowError(f"turn {number} has the role {role!r}")
-        calls = message.get("tool_calls")
+        calls = _calls(message.get("tool_calls"), number)
         if isinstance(content, list):
             content = _parts(content, number)
         if not isinstance(content, str) and not (content is None and calls):
             raise RowError(f"turn {number} has no content")
         if role == "assistant" and not (content or "").strip() and not calls:
             raise RowError(f"turn {number}, the assistant's, is empty")
-        messages.append({**message, "content": content or ""})
+        said = {name: value for name, value in message.items() if value is not None and name != "tool_calls"}
+        messages.append({**said, "content": content or "", **({"tool_calls": calls} if calls else {})})
     _check_order(messages)
     return tuple(messages)
+
+
+def _calls(value: Any, number: int) -> list[dict[str, Any]]:
+    """Tool calls in one form: under ``function``, the arguments as an object, which every template writes rightly."""
+    if value in (None, "", []):
+        return []
+    try:
+        calls = []
+        for call in value:
+            function = call.get("function", call)
+            given = function.get("arguments") or {}
+            arguments = json.loads(given) if isinstance(given, str) else given
+            if not isinstance(function["name"], str) or not isinstance(arguments, dict):
+                raise TypeError
+            known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+            calls.append({**known, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise RowError(f"turn {number} has a tool call that cannot be read") from None
+    return calls
 
 
 def _check_order(messages: list[Message]) -> None:
@@ -170,10 +190,10 @@ def _sharegpt(fields: Mapping[str, Any]) -> Chat:
 def _call(said: str, number: int) -> Message:
     try:
         call = json.loads(said)
-        function = {"name": call["name"], "arguments": call.get("arguments", {})}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except ValueError:
         raise RowError(f"turn {number} is a function call that cannot be read") from None
-    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    calls = call if isinstance(call, list) else [call]
+    return {"role": "assistant", "content": "", "tool_calls": _calls(calls, number)}
 
 
 def _alpaca(fields: Mapping[str, Any]) -> Chat:
