@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.data.files import BadRow, RawRow, find_files, read_rows
+from finetune.data.files import BadRow, Found, RawRow, find_files, read_rows
 from finetune.data.formatter import ChatFormatter
 from finetune.data.rows import Chat, Completion, Message, Row, RowError, read_row
 from finetune.examples import Example
@@ -23,7 +23,7 @@ class DataReport:
     """What was found in the data.
 
     Attributes:
-        shapes: Rows of each shape.
+        shapes: Good rows of each shape.
         n_duplicates: Rows that say what another says, left out.
         n_cut: Examples longer than the limit.
         bad: Rows that cannot be learnt from.
@@ -69,19 +69,34 @@ class Dataset:
     sha256: str
 
 
+@dataclass(frozen=True)
+class _Numbered:
+    number: int
+    row: Row
+    raw: RawRow
+
+
 def load_dataset(
     recipe: Recipe,
     formatter: ChatFormatter,
     *,
+    found: Found | None = None,
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
     check_cancelled: Callable[[], None] = lambda: None,
 ) -> Dataset:
     """Read a recipe's data.
 
+    Args:
+        recipe: Names the data.
+        formatter: Of the model.
+        found: What :func:`find_files` found, where data sets of the hub are to be fetched at another time.
+        progress: Told what, how many, of how many.
+        check_cancelled: Called now and then.
+
     Raises:
         DataError: A file cannot be read, or rows are bad and the recipe does not say to skip them.
     """
-    data = scan(recipe, formatter, progress=progress, check_cancelled=check_cancelled)
+    data = scan(recipe, formatter, found=found, progress=progress, check_cancelled=check_cancelled)
     bad = data.report.bad
     if bad and not recipe.skip_bad:
         shown = "".join(f"\n  {row.source}: {row.reason}" for row in bad[:_SHOWN])
@@ -99,64 +114,69 @@ def scan(
     recipe: Recipe,
     formatter: ChatFormatter,
     *,
+    found: Found | None = None,
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
     check_cancelled: Callable[[], None] = lambda: None,
 ) -> Dataset:
     """As :func:`load_dataset`, with bad rows reported and not refused."""
-    files, notes = find_files(recipe.data)
-    bad: list[BadRow] = []
-    rows: dict[str, tuple[Row, RawRow]] = {}
+    files, notes = found or find_files(recipe.data)
+    bad: list[tuple[int, BadRow]] = []  # with the row's number among all, so that they stand in the files' order
+    rows: dict[str, _Numbered] = {}
     n_duplicates = 0
-    for file in files:
-        for number, raw in enumerate(read_rows(file), 1):
-            if number % 256 == 0:
-                check_cancelled()
-                progress(file.path.name, number, None)
-            if isinstance(raw, BadRow):
-                bad.append(raw)
-                continue
-            try:
-                row = read_row(raw.fields)
-            except RowError as error:
-                bad.append(BadRow(raw.source, str(error)))
-                continue
-            n_duplicates += row.key in rows
-            rows.setdefault(row.key, (row, raw))
-    return _tokenize(recipe, formatter, rows, bad, notes, n_duplicates, check_cancelled)
+    for number, raw in enumerate((raw for file in files for raw in read_rows(file)), 1):
+        if number % 256 == 0:
+            check_cancelled()
+            progress("rows read", number, None)
+        if isinstance(raw, BadRow):
+            bad.append((number, raw))
+            continue
+        try:
+            row = read_row(raw.fields)
+        except RowError as error:
+            bad.append((number, BadRow(raw.source, str(error))))
+            continue
+        n_duplicates += row.key in rows
+        rows.setdefault(row.key, _Numbered(number, row, raw))
+    return _tokenize(recipe, formatter, rows, bad, notes, n_duplicates, progress, check_cancelled)
 
 
 def _tokenize(
     recipe: Recipe,
     formatter: ChatFormatter,
-    rows: dict[str, tuple[Row, RawRow]],
-    bad: list[BadRow],
+    rows: dict[str, _Numbered],
+    bad: list[tuple[int, BadRow]],
     notes: list[str],
     n_duplicates: int,
+    progress: Callable[[str, int, int | None], None],
     check_cancelled: Callable[[], None],
 ) -> Dataset:
     valid_keys = _held_out(rows, recipe.valid_fraction)
     sides: dict[bool, list[Example]] = {False: [], True: []}
     prompts: dict[bool, list[tuple[Message, ...]]] = {False: [], True: []}
     lengths: list[int] = []
+    shapes: Counter[str] = Counter()
     digest = hashlib.sha256()
-    for number, (key, (row, raw)) in enumerate(rows.items()):
-        if number % 64 == 0:
+    for done, (key, numbered) in enumerate(rows.items(), 1):
+        if done % 64 == 0 or done == len(rows):
             check_cancelled()
+            progress("rows made tokens", done, len(rows))
+        row, raw = numbered.row, numbered.raw
         try:
-            examples = formatter.examples(row.content, raw.source)
-            lengths.extend(len(example.tokens) for example in examples)
-            examples = [_cut(example, recipe.max_length) for example in examples]
+            whole = formatter.examples(row.content, raw.source)
+            examples = [_cut(example, recipe.max_length) for example in whole]
         except RowError as error:
-            bad.append(BadRow(raw.source, str(error)))
+            bad.append((numbered.number, BadRow(raw.source, str(error))))
             continue
-        digest.update(key.encode())
+        lengths.extend(len(example.tokens) for example in whole)
+        shapes[row.shape] += 1
+        digest.update(hashlib.sha256(key.encode()).digest())
         sides[key in valid_keys].extend(examples)
         prompts[key in valid_keys].extend(_prompt(row.content))
     report = DataReport(
-        shapes=dict(Counter(row.shape for row, _ in rows.values())),
+        shapes=dict(shapes),
         n_duplicates=n_duplicates,
         n_cut=sum(length > recipe.max_length for length in lengths),
-        bad=tuple(bad),
+        bad=tuple(row for _, row in sorted(bad, key=lambda numbered: numbered[0])),
         notes=tuple(notes),
         lengths=tuple(lengths),
     )
@@ -164,12 +184,12 @@ def _tokenize(
     return Dataset(tuple(sides[False]), tuple(sides[True]), report, tuple(chosen), digest.hexdigest())
 
 
-def _held_out(rows: dict[str, tuple[Row, RawRow]], fraction: float) -> set[str]:
+def _held_out(rows: dict[str, _Numbered], fraction: float) -> set[str]:
     """Keys of the held-out rows: those of files that are so, else those whose hash is low.
 
     A row's side depends on what it says alone, so it stays there when others are added.
     """
-    by_file = {key for key, (_, raw) in rows.items() if raw.part == "valid"}
+    by_file = {key for key, numbered in rows.items() if numbered.raw.part == "valid"}
     if by_file or not fraction:
         return by_file
     places = {key: int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64 for key in rows}

@@ -46,6 +46,7 @@ class BadRow:
 
 
 Read = RawRow | BadRow
+Found = tuple[list["DataFile"], list[str]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class DataFile:
     part: Part
 
 
-def find_files(given: Sequence[str]) -> tuple[list[DataFile], list[str]]:
+def find_files(given: Sequence[str]) -> Found:
     """The files that are meant, and remarks about what was left out.
 
     Raises:

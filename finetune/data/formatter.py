@@ -2,9 +2,9 @@
 
 Where a template marks its answers (``{% generation %}``), its marks are taken. Else each answer's place is proven: the
 chat up to an answer, rendered with the generation prompt, must be the beginning of the chat with the answer, token for
-token. Where that fails, the chat becomes one example for each of its answers, every one proven by itself: a template may
-write earlier turns anew (leaving out what a model thought), and a tokenizer may join the prompt's last characters with
-the answer's first, which never happens when the model answers. Then the answer is encoded apart, as it will be written.
+token. Where that fails, the chat becomes one example for each of its answers, every one proven by itself: a template
+may write earlier turns anew (leaving out what a model thought), and a tokenizer may join the prompt's last characters
+with the answer's first, which never happens when the model answers: then the answer is encoded apart, as it will be.
 """
 
 import re
@@ -67,7 +67,8 @@ class ChatFormatter:
     def _chat(self, messages: Sequence[Message], tools: Tools, source: str) -> list[Example]:
         if not self._template:
             raise RowError(
-                "it is a chat, and this model has no chat template: take an instruct model, or rows of prompt/completion"
+                "it is a chat, and this model has no chat template: "
+                "use an instruct model, or rows of prompt and completion"
             )
         whole = self._render(messages, tools)
         self._check_calls(messages, whole)

@@ -115,19 +115,23 @@ def _calls(value: Any, number: int) -> list[dict[str, Any]]:
     """Tool calls in one form: under ``function``, the arguments as an object, which every template writes rightly."""
     if value in (None, "", []):
         return []
+    calls = [_tool_call(call) for call in value] if isinstance(value, list) else [None]
+    if None in calls:
+        raise RowError(f"turn {number} has a tool call that cannot be read")
+    return [call for call in calls if call is not None]
+
+
+def _tool_call(call: Any) -> dict[str, Any] | None:
     try:
-        calls = []
-        for call in value:
-            function = call.get("function", call)
-            given = function.get("arguments") or {}
-            arguments = json.loads(given) if isinstance(given, str) else given
-            if not isinstance(function["name"], str) or not isinstance(arguments, dict):
-                raise TypeError
-            known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-            calls.append({**known, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
+        function = call.get("function", call)
+        name, given = function["name"], function.get("arguments") or {}
+        arguments = json.loads(given) if isinstance(given, str) else given
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise RowError(f"turn {number} has a tool call that cannot be read") from None
-    return calls
+        return None
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return None
+    known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    return {**known, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _check_order(messages: list[Message]) -> None:

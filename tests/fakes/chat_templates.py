@@ -45,7 +45,9 @@ FAMILIES = {
     ),
     "qwen2.5": Family(
         "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
-        + _EACH + "{{ '<|im_start|>' + m.role + '\n' + m.content }}" + _IM_CALLS + "{{ '<|im_end|>\n' }}{% endfor %}"
+        + _EACH
+        + "{{ '<|im_start|>' + m.role }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
+        + _IM_CALLS + "{{ '<|im_end|>\n' }}{% endfor %}"
         + _IM_PROMPT,
         _IM_TOKENS, "<|im_end|>", "<|im_end|>",
     ),
@@ -69,8 +71,8 @@ FAMILIES = {
         ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", "</s>", "<s>", has_system=False,
     ),
     "gemma": Family(
-        "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-        + _EACH + "{% set r = 'model' if m.role == 'assistant' else m.role %}"
+        "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}" + _EACH + "{% set r = 'model' if m.role == 'assistant' else m.role %}"
         "{{ '<start_of_turn>' + r + '\n' + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
         ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"), "<eos>", "<end_of_turn>", "<bos>", has_system=False,
@@ -87,8 +89,8 @@ FAMILIES = {
     ),
     "marked": Family(
         _EACH + "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{%- generation -%}"
-        "{{ m.content + '<|im_end|>' }}{%- endgeneration -%}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}"
-        "{% endfor %}" + _IM_PROMPT,
+        "{{ m.content + '<|im_end|>' }}{%- endgeneration -%}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}"
+        "{{ '\n' }}{% endfor %}" + _IM_PROMPT,
         _IM_TOKENS, "<|im_end|>", "<|im_end|>",
     ),
     "marked-short": Family(
@@ -99,7 +101,11 @@ FAMILIES = {
 }  # fmt: skip
 
 
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # as in Llama 3 and Qwen
+# As in Llama 3 and Qwen.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @cache

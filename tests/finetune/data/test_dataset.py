@@ -1,125 +1,150 @@
-"""Rows become examples: split by content, without duplicates, masked and cut."""
+"""Rows are split, cut, counted and refused as the recipe says."""
 
 import json
+import random
 
 import pytest
 
 from finetune.data.dataset import load_dataset, scan
 from finetune.data.formatter import ChatFormatter
-from finetune.recipe import Recipe
-from localllm.errors import DataError
-
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from finetune.recipe import make_recipe
+from localllm.errors import DataError, JobCancelledError
+from tests.fakes.chat_templates import family_tokenizer
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    inner.train_from_iterator(["user assistant system hello number"], trainer)
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|im_end|>", additional_special_tokens=["<|im_start|>"]
-    )
-    made.chat_template = TEMPLATE
-    return made
+@pytest.fixture
+def formatter():
+    return ChatFormatter(family_tokenizer("smollm2"))
 
 
 def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Recipe(model="m", data=(str(path),))
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
 
 
-def chat(number):
-    answer = {"role": "assistant", "content": f"It is {number}."}
-    return {"messages": [{"role": "user", "content": f"Which number? {number}"}, answer]}
+def pairs(n):
+    return [{"prompt": f"What is {number}?", "completion": f"It is {number}."} for number in range(n)]
 
 
-def sources(examples):
-    return {example.source for example in examples}
+def recipe(*data, **fields):
+    return make_recipe({"model": "m", "data": data, **fields})
 
 
-def texts(tokenizer, examples):
-    return {tokenizer.decode(example.tokens[example.supervised]) for example in examples}
+def texts(examples):
+    return {example.tokens.tobytes() for example in examples}
 
 
-def test_answers_and_their_end_are_learnt_and_nothing_else(tmp_path, tokenizer):
-    turns = [*chat(1)["messages"], *chat(2)["messages"]]
-    data = scan(write(tmp_path / "a.jsonl", [{"messages": turns}]), ChatFormatter(tokenizer))
-    assert texts(tokenizer, data.train) == {"It is 1.<|im_end|>It is 2.<|im_end|>"}
+def test_a_row_keeps_its_side_when_rows_are_moved_or_added(tmp_path, formatter):
+    rows = pairs(60)
+    first = load_dataset(recipe(write(tmp_path / "a.jsonl", rows)), formatter)
+    random.Random(0).shuffle(rows)
+    more = [{"prompt": f"More {number}", "completion": "yes"} for number in range(40)]
+    second = load_dataset(recipe(write(tmp_path / "b.jsonl", [*more, *rows])), formatter)
+    assert 1 <= len(first.valid) <= 15
+    assert len(first.train) + len(first.valid) == 60
+    assert texts(first.valid) <= texts(second.valid)
+    assert texts(first.train) <= texts(second.train)
 
 
-def test_a_row_stays_on_its_side_when_others_come(tmp_path, tokenizer):
-    few = scan(write(tmp_path / "a.jsonl", [chat(i) for i in range(60)]), ChatFormatter(tokenizer))
-    many = scan(write(tmp_path / "b.jsonl", [chat(i) for i in reversed(range(200))]), ChatFormatter(tokenizer))
-    assert few.valid
-    assert texts(tokenizer, few.valid) <= texts(tokenizer, many.valid)
-    assert texts(tokenizer, few.train) <= texts(tokenizer, many.train)
-    assert not texts(tokenizer, many.train) & texts(tokenizer, many.valid)
+def test_some_row_is_held_out_of_ten_and_none_of_three(tmp_path, formatter):
+    ten = load_dataset(recipe(write(tmp_path / "a.jsonl", pairs(10)), valid_fraction=0.0001), formatter)
+    assert (len(ten.train), len(ten.valid)) == (9, 1)
+    three = load_dataset(recipe(write(tmp_path / "b.jsonl", pairs(3)), valid_fraction=0.0001), formatter)
+    assert (len(three.train), len(three.valid)) == (3, 0)
+    none = load_dataset(recipe(write(tmp_path / "c.jsonl", pairs(30)), valid_fraction=0), formatter)
+    assert (len(none.train), len(none.valid)) == (30, 0)
 
 
-def test_duplicates_are_left_out_and_counted(tmp_path, tokenizer):
-    data = scan(write(tmp_path / "a.jsonl", [chat(1), chat(1), chat(2)]), ChatFormatter(tokenizer))
+def test_a_file_of_held_out_rows_is_the_held_out_side_and_shares_nothing(tmp_path, formatter):
+    rows = pairs(20)
+    write(tmp_path / "train.jsonl", rows[:15])
+    write(tmp_path / "valid.jsonl", rows[12:])
+    write(tmp_path / "test.jsonl", pairs(5))
+    data = load_dataset(recipe(str(tmp_path)), formatter)
+    assert (len(data.train), len(data.valid), data.report.n_duplicates) == (15, 5, 3)
+    assert not texts(data.train) & texts(data.valid)
+    assert data.report.notes == ("test.jsonl is left out: it is for a test afterwards.",)
+    assert data.prompts[0][0]["content"] == "What is 15?", "samples are of held-out rows first"
+
+
+def test_duplicates_are_left_out_whatever_their_shape(tmp_path, formatter):
+    rows = [
+        {"instruction": "Hi", "output": "Hello."},
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]},
+        {"text": "once"},
+    ]
+    data = load_dataset(recipe(write(tmp_path / "a.jsonl", rows)), formatter)
+    assert data.report.shapes == {"alpaca": 1, "text": 1}
     assert data.report.n_duplicates == 1
-    assert len(data.train) + len(data.valid) == 2
+    assert "1 rows say what another says" in "\n".join(data.report.lines())
 
 
-def test_bad_rows_stop_it_with_file_and_line(tmp_path, tokenizer):
-    recipe = write(tmp_path / "a.jsonl", [chat(1), {"foo": 1}, chat(2)])
-    with pytest.raises(DataError, match=r"a.jsonl:2: its fields \(foo\)"):
-        load_dataset(recipe, ChatFormatter(tokenizer))
-    data = load_dataset(recipe.model_copy(update={"skip_bad": True}), ChatFormatter(tokenizer))
-    assert len(data.train) + len(data.valid) == 2
-    assert "1 bad rows are left out." in data.report.lines()
+def test_long_rows_are_cut_and_counted_and_those_without_an_answer_left_are_bad(tmp_path, formatter):
+    rows = [{"text": "word " * 200}, {"prompt": "word " * 200, "completion": "yes"}, {"text": "short"}]
+    data = scan(recipe(write(tmp_path / "a.jsonl", rows), max_length=32), formatter)
+    assert sorted(len(example.tokens) for example in data.train) == [len(formatter.tokenizer.encode("short")) + 1, 32]
+    assert data.report.n_cut == 1
+    assert max(data.report.lengths) > 200, "lengths are those before the cut"
+    (bad,) = data.report.bad
+    assert (bad.source, bad.reason) == ("a.jsonl:2", "no token to learn is left within 32 tokens")
 
 
-def test_long_rows_are_cut_and_one_without_an_answer_left_is_bad(tmp_path, tokenizer):
-    long_answer = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "word " * 200}]}
-    long_question = {"messages": [{"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "x"}]}
-    recipe = write(tmp_path / "a.jsonl", [long_answer, long_question]).model_copy(update={"max_length": 64})
-    data = scan(recipe, ChatFormatter(tokenizer))
-    assert [len(example.tokens) for example in data.train] == [64]
-    assert data.report.n_cut == 2
-    assert "no token to learn is left" in data.report.bad[0].reason
+BAD = ['{"oops', {"what": 1}, {"prompt": "a", "completion": "b"}, {"messages": []}, [1]]
 
 
-def test_a_valid_file_is_the_held_out_side(tmp_path, tokenizer):
-    for name, rows in (("train", range(20)), ("valid", range(20, 23))):
-        write(tmp_path / f"{name}.jsonl", [chat(i) for i in rows])
-    data = scan(Recipe(model="m", data=(str(tmp_path),)), ChatFormatter(tokenizer))
-    assert (len(data.train), len(data.valid)) == (20, 3)
-    assert sources(data.valid) == {"valid.jsonl:1", "valid.jsonl:2", "valid.jsonl:3"}
+def test_bad_rows_stop_the_run_and_are_named_in_the_order_of_the_file(tmp_path, formatter):
+    path = write(tmp_path / "a.jsonl", BAD)
+    with pytest.raises(DataError) as caught:
+        load_dataset(recipe(path), formatter)
+    assert [line.split(": ")[0].strip() for line in caught.value.message.splitlines()[1:]] == [
+        "a.jsonl:1", "a.jsonl:2", "a.jsonl:4", "a.jsonl:5",
+    ]  # fmt: skip
+    assert "--skip-bad" in caught.value.hint
 
 
-def test_chats_need_a_template_and_text_does_not(tmp_path, tokenizer):
-    bare = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|im_end|>")
-    data = scan(
-        write(tmp_path / "a.jsonl", [chat(1), {"text": "hello"}, {"prompt": "a", "completion": "b"}]),
-        ChatFormatter(bare),
+def test_many_bad_rows_are_counted(tmp_path, formatter):
+    path = write(tmp_path / "a.jsonl", [{"what": number} for number in range(9)])
+    with pytest.raises(DataError, match=r"9 of the rows[\s\S]*and 4 more"):
+        load_dataset(recipe(path), formatter)
+
+
+def test_bad_rows_are_left_out_where_that_is_wanted(tmp_path, formatter):
+    data = load_dataset(recipe(write(tmp_path / "a.jsonl", BAD), skip_bad=True), formatter)
+    assert len(data.train) == 1
+    assert len(data.report.bad) == 4
+    with pytest.raises(DataError, match="No row is left"):
+        load_dataset(recipe(write(tmp_path / "b.jsonl", BAD[:2]), skip_bad=True), formatter)
+
+
+def test_the_hash_is_of_the_rows_that_are_used(tmp_path, formatter):
+    rows = pairs(5)
+    once = load_dataset(recipe(write(tmp_path / "a.jsonl", rows)), formatter).sha256
+    again = load_dataset(recipe(write(tmp_path / "b.jsonl", [*rows, rows[0], "{"]), skip_bad=True), formatter).sha256
+    other = load_dataset(recipe(write(tmp_path / "c.jsonl", rows[1:])), formatter).sha256
+    assert once == again != other
+
+
+def test_reading_says_how_far_it_is_and_can_be_cancelled(tmp_path, formatter):
+    path = write(tmp_path / "a.jsonl", pairs(300))
+    said = []
+    load_dataset(recipe(path), formatter, progress=lambda *what: said.append(what))
+    assert said[0] == ("rows read", 256, None)
+    assert said[-1] == ("rows made tokens", 300, 300)
+
+    def cancel():
+        raise JobCancelledError
+
+    with pytest.raises(JobCancelledError):
+        load_dataset(recipe(path), formatter, check_cancelled=cancel)
+
+
+def test_parquet(tmp_path, formatter):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(
+        pyarrow.Table.from_pylist([*pairs(3), {"prompt": "", "completion": "x"}]), tmp_path / "a.parquet"
     )
-    assert [bad.source for bad in data.report.bad] == ["a.jsonl:1"]
-    assert "no chat template" in data.report.bad[0].reason
-    assert texts(bare, data.train) == {"hello<|im_end|>", "b<|im_end|>"}
-
-
-def test_a_tool_call_that_the_template_leaves_out_is_a_bad_row(tmp_path, tokenizer):
-    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
-    turns = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    data = scan(write(tmp_path / "a.jsonl", [{"messages": turns}]), ChatFormatter(tokenizer))
-    assert "does not write tool calls" in data.report.bad[0].reason
-
-
-def test_prompts_for_samples_end_before_the_answer(tmp_path, tokenizer):
-    data = scan(write(tmp_path / "a.jsonl", [chat(i) for i in range(30)]), ChatFormatter(tokenizer))
-    assert all(prompt[-1]["role"] == "user" for prompt in data.prompts)
+    data = load_dataset(recipe(str(tmp_path / "a.parquet"), skip_bad=True), formatter)
+    assert len(data.train) == 3
+    assert data.report.bad[0].source == "a.parquet, row 4"

@@ -68,7 +68,7 @@ def test_the_prompt_is_what_the_model_is_asked_with(name):
 @pytest.mark.parametrize("name", ["mistral", "gemma"])
 def test_a_system_turn_that_the_template_refuses_is_a_bad_row(name):
     chat = Chat(({"role": "system", "content": "Be brief."}, *user_and("yes").messages))
-    with pytest.raises(RowError, match="chat template refuses it: .*(supported)"):
+    with pytest.raises(RowError, match=r"chat template refuses it: .*support"):
         ChatFormatter(family_tokenizer(name)).examples(chat, "a:1")
 
 
@@ -150,7 +150,7 @@ def called(arguments):
 def test_tool_calls_are_learnt_where_the_template_writes_them(arguments):
     tokenizer = family_tokenizer("qwen2.5")
     (example,) = ChatFormatter(tokenizer).examples(called(arguments), "a:1")
-    call = '\n<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call><|im_end|>'
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call><|im_end|>'
     assert learnt(tokenizer, example) == f"{call}It rains.<|im_end|>"
     assert '"function"' in tokenizer.decode(example.tokens[~example.supervised]), "the tools are in the prompt"
 
@@ -163,7 +163,7 @@ def test_tool_calls_that_the_template_leaves_out_are_refused():
 def test_a_model_without_a_template_takes_prompts_and_texts_but_no_chats():
     tokenizer = chat_tokenizer(None, ("<s>", "</s>"), "</s>", "<s>")
     formatter = ChatFormatter(tokenizer)
-    with pytest.raises(RowError, match="no chat template: take an instruct model"):
+    with pytest.raises(RowError, match="no chat template: use an instruct model"):
         formatter.examples(user_and("yes"), "a:1")
     (pair,) = formatter.examples(Completion("2 + 2 =", " 4"), "a:1")
     assert tokenizer.decode(pair.tokens) == "<s>2 + 2 = 4</s>"

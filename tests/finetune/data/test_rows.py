@@ -69,6 +69,22 @@ def test_sharegpt_with_a_function_call():
     assert content.messages[1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Bonn"}}
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"name": "f", "arguments": {"a": 1}},
+        {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},
+    ],
+)
+def test_tool_calls_are_brought_into_one_form(call):
+    content = read_row({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]}).content
+    assert content.messages[1] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}],
+    }
+
+
 def test_rows_that_say_the_same_have_one_key():
     alpaca = read_row({"instruction": "Hi", "input": "", "output": "Hello."})
     assert alpaca.key == read_row({"messages": [USER, ANSWER]}).key
@@ -93,6 +109,9 @@ def test_rows_that_say_the_same_have_one_key():
         ({"prompt": "", "completion": "x"}, "prompt is empty"),
         ({"prompt": "x", "completion": 3}, "completion is no text"),
         ({"text": " "}, "text is empty"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": ["x"]}]}, "turn 2 has a tool call"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {}}]}]}, "turn 2 has a tool call"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": "x"}]}, "turn 2 has a tool call"),
     ],
 )
 def test_what_is_wrong_is_said(fields, reason):
