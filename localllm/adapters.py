@@ -159,7 +159,9 @@ class AdapterStore:
                 raise InvalidModelError(f"The adapter {adapter.name} has lost its file {name}.", "Pull it again.")
         return directory / GGUF if form == "gguf" else directory
 
-    def install(self, source: Path, *, name: str = "", base: str = "") -> tuple[AdapterManifest, bool]:
+    def install(
+        self, source: Path, *, name: str = "", base: str = "", beside: Sequence[Path] = ()
+    ) -> tuple[AdapterManifest, bool]:
         """Copy an adapter, check the copy, and make it appear as a whole or not at all.
 
         Args:
@@ -167,6 +169,7 @@ class AdapterStore:
                 one).
             name: What to call it; by default after the file or directory.
             base: Name of the model that it is for; by default found from what the files say and what is here.
+            beside: More files to keep with it, such as how it was trained.
 
         Returns:
             The adapter, and whether it was not here before.
@@ -182,7 +185,7 @@ class AdapterStore:
         self.home.ensure()
         with self._workspace.exclusive(self._workspace.key(f"adapter:{source}"), lambda: None) as work:
             try:
-                files = _copy(_sources(source), work)
+                files = _copy(_sources(source) | {path.name: path for path in beside}, work)
                 manifest = self._describe(work, wanted, base, files, str(source))
                 write_atomic(work / MANIFEST, _record(manifest))
                 return self._appear(work, manifest)

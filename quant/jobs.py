@@ -36,26 +36,31 @@ def export_spec(store: ModelStore, model: str, form: str, as_name: str = "") -> 
 
 def export(context: JobContext) -> dict[str, Any]:
     """Bring a model into another form; the result holds its ``name``, ``manifest`` and a ``summary``."""
-    store = ModelStore(context.home)
-    making = _making(store, context.arguments)
-    found = require_free(store, making)
-    if found is None:
-        parent = making.parent
-        form = parse_form(context.arguments["form"], parent)
-        workspace = store.workspace
-        key = workspace.key(f"make {making.name}")
-        waits = partial(context.emit, Message("info", f"Another process makes {making.name}: waiting for it."))
-        with context.interruptible(), workspace.exclusive(key, waits) as work:
-            try:
-                result = _convert(store, parent, form, work, context)
-                found = require_free(store, making) or register(store, result, making, _checking(context))
-            finally:
-                workspace.discard(work)
+    found = export_into(ModelStore(context.home), context.arguments, context)
     return {
         "name": str(found.model_name),
         "manifest": asdict(found),
         "summary": f"{found.model_name}  {found.size:,} bytes",
     }
+
+
+def export_into(store: ModelStore, arguments: dict[str, Any], context: JobContext) -> Manifest:
+    """Do what :func:`export_spec` has made the ``arguments`` for, as a part of any job; the result, old or new."""
+    making = _making(store, arguments)
+    found = require_free(store, making)
+    if found is not None:
+        return found
+    parent = making.parent
+    form = parse_form(arguments["form"], parent)
+    workspace = store.workspace
+    key = workspace.key(f"make {making.name}")
+    waits = partial(context.emit, Message("info", f"Another process makes {making.name}: waiting for it."))
+    with context.interruptible(), workspace.exclusive(key, waits) as work:
+        try:
+            result = _convert(store, parent, form, work, context)
+            return require_free(store, making) or register(store, result, making, _checking(context))
+        finally:
+            workspace.discard(work)
 
 
 def _making(store: ModelStore, arguments: dict[str, Any]) -> Making:

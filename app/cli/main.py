@@ -53,6 +53,7 @@ COMMANDS = (
     Command("quantize", "a smaller model: llama.cpp's types, with an importance matrix"),
     Command("serve", "OpenAI-compatible server on 127.0.0.1"),
     Command("keys", "API keys of the server: add, ls, rm"),
+    Command("finetune", "train an adapter on your own rows: LoRA, DoRA, or the whole model"),
     Command("jobs", "long work: what runs, what ended and how; watch, cancel, resume"),
     Command("doctor", "what this machine can do; what is wrong; privacy"),
 )

@@ -1,0 +1,83 @@
+"""``localllm finetune``, by real jobs, on a tiny model."""
+
+import json
+
+import pytest
+
+from app.cli.main import main
+from localllm.adapters import AdapterStore
+from localllm.jobs.store import JobStore
+from tests.fakes.hf_models import write_hf_model
+from tests.fakes.jobs import ROOT
+
+
+@pytest.fixture
+def tiny(home, tmp_path, monkeypatch, capsys):
+    """A tiny llama in Hugging Face's form, in the store as ``tiny:hf``, and rows to learn."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("LOCALLLM_GPU_LAYERS", "0")
+    assert main(["pull", str(write_hf_model(tmp_path / "tiny", "llama")), "--as", "tiny:hf"]) == 0
+    capsys.readouterr()
+    rows = [{"prompt": f"Say {i}. ", "completion": f"It is {i}."} for i in range(30)]
+    path = tmp_path / "my rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def train(path, *more):
+    return main(["finetune", "tiny:hf", "--data", str(path), "--steps", "6", "--rank", "4", *more])
+
+
+def test_an_adapter_is_trained_and_is_there_in_both_forms(tiny, home, capsys):
+    assert train(tiny, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["name"] == "my-rows"
+    assert result["report"]["updates"] == 6
+    adapter = AdapterStore(home).resolve("my-rows")
+    assert (adapter.base, adapter.rank, set(adapter.forms)) == ("tiny", 4, {"gguf", "mlx"})
+    directory = AdapterStore(home).directory(adapter)
+    beside = {path.name for path in directory.iterdir()}
+    assert {"recipe.yaml", "report.json", "loss.svg", "history.jsonl"} <= beside
+    assert (directory / "loss.svg").read_text().startswith("<svg")
+
+    assert main(["finetune", str(directory / "recipe.yaml"), "--as", "again"]) == 0
+    assert "tiny+again" in capsys.readouterr().out
+    first, again = (
+        (AdapterStore(home).directory(AdapterStore(home).resolve(name)) / "adapters.safetensors").read_bytes()
+        for name in ("my-rows", "again")
+    )
+    assert first == again  # the recipe that was written down says everything
+
+
+def test_what_cannot_be_is_said_before_a_job_begins(tiny, home, tmp_path, capsys):
+    before = len(JobStore(home).list())
+    for words, code, said in (
+        (["finetune", "tiny:hf"], 2, "nothing to train on"),
+        (["finetune", "none", "--data", str(tiny)], 1, "no model"),
+        (["finetune", "tiny:hf", "--data", str(tiny), "--rank", "0"], 2, "rank"),
+        (["finetune", str(tmp_path / "none.yaml")], 2, "cannot be read"),
+    ):
+        assert main(words) == code
+        assert said in capsys.readouterr().err
+    assert len(JobStore(home).list()) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"GGUF\x03\x00\x00\x00", "a GGUF model"),
+        (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', "rows.jsonl:2"),
+    ],
+)
+def test_bad_data_fails_with_its_reason(tiny, tmp_path, capsys, content, said):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    assert train(path) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_taken_name_is_refused_before_training(tiny, home, capsys):
+    assert train(tiny, "--as", "mine") == 0
+    assert train(tiny, "--as", "mine") == 2
+    assert "There is an adapter mine already." in capsys.readouterr().err
