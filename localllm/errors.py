@@ -16,6 +16,7 @@
      ├─ InvalidModelError         a model file is damaged, hostile or of an unknown kind
      ├─ MemoryFitError            the model does not fit in this machine's memory
      ├─ QuantizeError             a model cannot be quantized so, or measured
+     ├─ GateError                 an exported model does not predict what was trained
      ├─ ConversationError         a conversation or message that is not there, or a damaged database
      ├─ EngineError               the process that holds a model failed
      │   ├─ EngineDiedError       it died in the middle of a request
@@ -107,6 +108,10 @@ class MemoryFitError(LocalLLMError):
 
 class QuantizeError(LocalLLMError):
     """A model cannot be quantized as asked, its importance matrix not be computed, or its quality not be measured."""
+
+
+class GateError(LocalLLMError):
+    """An exported model does not predict what the one that was trained predicts."""
 
 
 class ConversationError(LocalLLMError):
