@@ -1,5 +1,6 @@
 """The gate tells an exported form that predicts what was trained from one that does not."""
 
+import itertools
 import json
 
 import pytest
@@ -106,7 +107,7 @@ def test_rows_are_those_held_out_then_others_then_built_in(tmp_path, trained, fo
 
 def test_limits_are_wider_the_fewer_the_bits():
     order = [limits_for(kind) for kind in ("f32", "bf16", "q8_0", "q5_k_m", "4bit", "q4_k_m", "q3_k_m", "q2_k")]
-    assert all(a.agreement >= b.agreement and a.kl <= b.kl for a, b in zip(order, order[1:], strict=False))
+    assert all(a.agreement >= b.agreement and a.kl <= b.kl for a, b in itertools.pairwise(order))
     assert limits_for("f16") == limits_for("F32")
     assert limits_for_adapter("Q4_1") == limits_for("q8_0") == limits_for_adapter("q8_0")
     assert limits_for_adapter("F16") == limits_for("f16")
