@@ -1,6 +1,6 @@
 """Native work in a child process: a failed assert or a crash in llama.cpp or MLX ends the child and nothing else.
 
-The parent sends one JSON object on the child's standard input; the child answers in JSON lines: ``progress``,
+The parent sends JSON lines on the child's standard input; the child answers each with ``progress`` lines and then
 ``result`` or ``error``. The other side is :mod:`quant.child_side`. A child whose parent is gone ends itself.
 """
 
@@ -35,6 +35,66 @@ def never_cancelled() -> None:
     """A ``check_cancelled`` for work that nobody cancels."""
 
 
+class Child:
+    """``python -P -m module``, from ``with`` to its end; it may be asked more than once, which saves its start.
+
+    Args:
+        module: A module whose ``main`` calls :func:`quant.child_side.answer`.
+        what: Completes "… ended unexpectedly" when the child crashes (``quantizing tiny.gguf``).
+    """
+
+    def __init__(self, module: str, what: str) -> None:
+        self._module = module
+        self._what = what
+
+    def __enter__(self) -> "Child":
+        self._log = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", self._module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=os.environ | _ENVIRONMENT,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._log):
+            if pipe is not None:
+                pipe.close()
+
+    def ask(
+        self,
+        request: Mapping[str, Any],
+        *,
+        progress: Progress = no_progress,
+        check_cancelled: CheckCancelled = never_cancelled,
+    ) -> dict[str, Any]:
+        """Send ``request`` (JSON) and wait for its result.
+
+        Args:
+            request: What the child's work function takes.
+            progress: Called with (item, done, total).
+            check_cancelled: Called ten times a second; what it raises is passed on.
+
+        Raises:
+            QuantizeError: The child crashed; the message has its last words.
+            LocalLLMError: What the child raised, with its class.
+        """
+        assert self._process.stdin is not None
+        _send(self._process.stdin, request)
+        answer = _listen(self._process, progress, check_cancelled)
+        if answer is None:
+            ended = f"{self._what[:1].upper()}{self._what[1:]} ended unexpectedly ({_how_it_ended(self._process)})."
+            raise QuantizeError(ended, _last_words(self._log))
+        if "error" in answer:
+            raise _error(answer["error"])
+        result: dict[str, Any] = answer["result"]
+        return result
+
+
 def run_child(
     module: str,
     request: Mapping[str, Any],
@@ -43,45 +103,9 @@ def run_child(
     progress: Progress = no_progress,
     check_cancelled: CheckCancelled = never_cancelled,
 ) -> dict[str, Any]:
-    """Run ``python -P -m module`` with ``request``, and wait for its result.
-
-    Args:
-        module: A module whose ``main`` calls :func:`quant.child_side.answer`.
-        request: What it is asked; JSON.
-        what: Completes "… ended unexpectedly" when the child crashes (``quantizing tiny.gguf``).
-        progress: Called with (item, done, total).
-        check_cancelled: Called ten times a second; what it raises ends the child and is passed on.
-
-    Raises:
-        QuantizeError: The child crashed; the message has its last words.
-        LocalLLMError: What the child raised, with its class.
-    """
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=os.environ | _ENVIRONMENT,
-        )
-        try:
-            assert process.stdin is not None
-            _send(process.stdin, request)
-            answer = _listen(process, progress, check_cancelled)
-            if answer is None:
-                raise QuantizeError(
-                    f"{what[:1].upper()}{what[1:]} ended unexpectedly ({_how_it_ended(process)}).", _last_words(log)
-                )
-        finally:
-            process.kill()  # it has answered, or must end
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
-    if "error" in answer:
-        raise _error(answer["error"])
-    result: dict[str, Any] = answer["result"]
-    return result
+    """Start a :class:`Child`, ask it once, and end it; see there."""
+    with Child(module, what) as child:
+        return child.ask(request, progress=progress, check_cancelled=check_cancelled)
 
 
 def _send(pipe: IO[bytes], request: Mapping[str, Any]) -> None:

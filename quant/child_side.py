@@ -1,8 +1,9 @@
-"""The child's side of :mod:`quant.child`: read the request, do the work, answer in JSON lines."""
+"""The child's side of :mod:`quant.child`: read the requests, do the work, answer in JSON lines."""
 
 import faulthandler
 import json
 import os
+import queue
 import resource
 import sys
 import threading
@@ -17,7 +18,7 @@ _SECONDS_BETWEEN = 0.05  # progress is shown at most this often
 
 
 def answer(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> None:
-    """Do ``work(request, progress)`` for the parent; what it returns or raises is the answer.
+    """Do ``work(request, progress)`` for each request of the parent, until it goes.
 
     A LocalLLMError is passed to the parent with its class; any other exception is a bug, and ends this process with a
     traceback, whose last line becomes the parent's message.
@@ -26,8 +27,8 @@ def answer(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a person's data
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # native code prints: nothing of it may get between the answers
-    request: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(requests,), daemon=True).start()
     shown = [0.0]
 
     def progress(stage: str, done: int, total: int | None) -> None:
@@ -36,15 +37,17 @@ def answer(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> None:
             shown[0] = now
             answers.write(json.dumps({"progress": [stage, done, total]}) + "\n")
 
-    try:
-        message: dict[str, Any] = {"result": work(request, progress)}
-    except LocalLLMError as error:
-        message = {"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}}
-    answers.write(json.dumps(message) + "\n")
+    while True:
+        request: dict[str, Any] = json.loads(requests.get())
+        try:
+            message: dict[str, Any] = {"result": work(request, progress)}
+        except LocalLLMError as error:
+            message = {"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}}
+        answers.write(json.dumps(message) + "\n")
 
 
-def _end_with_parent() -> None:
-    # Past Python's buffer, which the main thread's exit may need: the pipe only ever says that it is closed.
-    while os.read(0, 1):
-        pass
+def _receive(requests: "queue.SimpleQueue[bytes]") -> None:
+    # In a thread, so that this process ends with its parent also while native code runs.
+    for line in sys.stdin.buffer:
+        requests.put(line)
     os._exit(1)

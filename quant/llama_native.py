@@ -113,7 +113,10 @@ def quantize_native(
     if imatrix is not None:
         pairs = [*_provenance(imatrix, imatrix_label), lib.llama_model_kv_override()]  # an empty key ends the list
         params.kv_overrides = _array(lib.llama_model_kv_override, pairs, kept)
-    code = int(lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)))
+    try:
+        code = int(lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)))
+    finally:
+        lib.llama_log_set(lib.llama_log_callback(), None)  # ours ends with this call
     if failures:
         raise failures[0]
     return code

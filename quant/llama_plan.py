@@ -8,6 +8,7 @@ and they change from release to release. A copy of those rules would be wrong so
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from typing import Literal
 from localllm.errors import QuantizeError, UsageError
 from localllm.gguf_header import GGUFHeader, TensorInfo, read_gguf_header, read_gguf_parts
 from localllm.gguf_types import TENSOR_TYPES
-from quant.child import CheckCancelled, never_cancelled, run_child
+from quant.child import CheckCancelled, Child, never_cancelled
 from quant.imatrix.file import ImportanceMatrix
 from quant.llama_choices import QuantizeChoices, source_parts
 from quant.llama_types import (
@@ -25,7 +26,7 @@ from quant.llama_types import (
 
 Reason = Literal["kept", "base", "mix", "override", "fallback"]
 
-_WORKER = "quant.llama_quantize_worker"
+WORKER = "quant.llama_quantize_worker"
 _TENSOR = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+)\s+-.*?(?:MiB \((\w+)\))?$")
 _FALLBACK = re.compile(r"^warning: (\S+)\s+- ncols\s+\d+ not divisible by\s+\d+ \(required for type\s+(\w+)\)")
 _MANUAL = re.compile(r": (\S+)\s+- applying manual override: (\w+) -> (\w+)$")
@@ -82,6 +83,7 @@ def plan_types(
     choices: QuantizeChoices,
     imatrix: ImportanceMatrix | None = None,
     *,
+    child: Child | None = None,
     check_cancelled: CheckCancelled = never_cancelled,
 ) -> QuantizePlan:
     """What :func:`quant.llama_quantize.quantize_gguf` would make of ``source``.
@@ -90,7 +92,8 @@ def plan_types(
         source: A GGUF model; the first file of a split one.
         choices: What is asked.
         imatrix: The importance matrix that will be given; it changes some of llama.cpp's choices.
-        check_cancelled: As for :func:`quant.child.run_child`.
+        child: The process to ask, where it is there already.
+        check_cancelled: As for :class:`quant.child.Child`.
 
     Raises:
         InvalidModelError: The source is damaged.
@@ -102,7 +105,9 @@ def plan_types(
     _check_explicit(header, choices)
     options = choices.native(dry_run=True, assume_imatrix=imatrix is not None)
     request = {"source": str(source), "target": "", "options": options, "imatrix": None, "imatrix_label": ""}
-    answer = run_child(_WORKER, request, what=f"planning for {source.name}", check_cancelled=check_cancelled)
+    with ExitStack() as stack:
+        asked = child or stack.enter_context(Child(WORKER, f"planning for {source.name}"))
+        answer = asked.ask(request, check_cancelled=check_cancelled)
     tensors, wanted = _read_log(answer["log"], header, choices)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     data = sum(-(-tensor.n_bytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors)

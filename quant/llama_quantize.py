@@ -11,13 +11,11 @@ from localllm.gguf_header import read_gguf_parts
 from localllm.machine import read_machine
 from localllm.models.transfer import require_room
 from localllm.paths import FILE_MODE
-from quant.child import CheckCancelled, Progress, never_cancelled, no_progress, run_child
+from quant.child import CheckCancelled, Child, Progress, never_cancelled, no_progress
 from quant.imatrix.file import read_imatrix
 from quant.llama_choices import QuantizeChoices
-from quant.llama_plan import QuantizePlan, plan_types, refuse_lacking
+from quant.llama_plan import WORKER, QuantizePlan, plan_types, refuse_lacking
 from quant.staging import staging
-
-_WORKER = "quant.llama_quantize_worker"
 
 
 @dataclass(frozen=True)
@@ -78,26 +76,18 @@ def quantize_gguf(
     if target.exists() and target.samefile(source):
         raise UsageError("A model cannot be quantized into its own file.", "Give another target.")
     matrix = read_imatrix(imatrix) if imatrix else None
-    plan = plan_types(source, choices, matrix, check_cancelled=check_cancelled)
-    refuse_lacking(plan, has_imatrix=matrix is not None)
-    require_room(target.parent, plan.n_bytes)
-    with staging(target) as directory:
-        written = directory / (target.stem if keep_split else target.name)
-        options = choices.native(n_threads=n_threads or read_machine().performance_cores)
+    with Child(WORKER, f"quantizing {source.name}") as child, staging(target) as directory:
+        plan = plan_types(source, choices, matrix, child=child, check_cancelled=check_cancelled)
+        refuse_lacking(plan, has_imatrix=matrix is not None)
+        require_room(target.parent, plan.n_bytes)
         request = {
             "source": str(source),
-            "target": str(written),
-            "options": options,
+            "target": str(directory / (target.stem if keep_split else target.name)),
+            "options": choices.native(n_threads=n_threads or read_machine().performance_cores),
             "imatrix": str(imatrix) if imatrix else None,
             "imatrix_label": imatrix.name if imatrix else "",
         }
-        run_child(
-            _WORKER,
-            request,
-            what=f"quantizing {source.name}",
-            progress=progress,
-            check_cancelled=check_cancelled,
-        )
+        child.ask(request, progress=progress, check_cancelled=check_cancelled)
         made = sorted(directory.iterdir())
         _check_result(made, plan)
         files = tuple(_publish(path, target.parent) for path in made)

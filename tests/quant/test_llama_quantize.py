@@ -121,7 +121,7 @@ def test_an_earlier_result_stays_when_the_next_fails(wide, tmp_path):
 
 def test_a_disk_that_fills_half_way_is_named_and_nothing_is_left(wide, tmp_path, monkeypatch):
     # A child whose files may not grow past 100 kB sees what a full disk shows.
-    monkeypatch.setattr("quant.llama_quantize._WORKER", "tests.quant.small_disk_worker")
+    monkeypatch.setattr("quant.llama_quantize.WORKER", "tests.quant.small_disk_worker")
     with pytest.raises(DiskFullError, match="disk is full"):
         quantize_gguf(wide, tmp_path / "out.gguf", "q8_0", n_threads=1)
     assert list(tmp_path.iterdir()) == []
@@ -138,7 +138,7 @@ def test_too_little_room_is_seen_before_the_work_begins(wide, tmp_path, monkeypa
 
 
 def test_a_crash_is_an_error_with_the_last_words(wide, tmp_path, monkeypatch):
-    monkeypatch.setattr("quant.llama_quantize._WORKER", "tests.quant.asserting_worker")
+    monkeypatch.setattr("quant.llama_quantize.WORKER", "tests.quant.asserting_worker")
     with pytest.raises(QuantizeError, match=r"ended unexpectedly \(signal 6\).*GGML_ASSERT"):
         quantize_gguf(wide, tmp_path / "out.gguf", "q8_0", n_threads=1)
     assert list(tmp_path.iterdir()) == []
