@@ -1,8 +1,6 @@
 """Quantizing: the bytes are llama-quantize's, and nothing half-made is ever left."""
 
-import hashlib
 import json
-import platform
 from pathlib import Path
 
 import gguf
@@ -20,6 +18,7 @@ from localllm.gguf_header import read_gguf_header, read_gguf_parts
 from quant.llama_quantize import quantize_gguf
 from quant.llama_types import FILE_TYPES
 from tests.fakes.gguf_files import write_tiny_gguf
+from tests.quant.digests import needs_fma, tensor_digest
 from tests.quant.imatrices import made_up_imatrix
 
 # All 35 take a minute and a half.
@@ -46,23 +45,7 @@ def imatrix(wide: Path) -> Path:
     return made_up_imatrix(wide, wide.with_name("imatrix.gguf"))
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 over names, types and bytes of all tensors, in the order of names."""
-    digest = hashlib.sha256()
-    data = path.read_bytes()
-    for tensor in sorted(read_gguf_header(path).tensors, key=lambda tensor: tensor.name):
-        digest.update(f"{tensor.name} {tensor.type_name} {tensor.shape}\n".encode())
-        digest.update(data[tensor.offset : tensor.offset + tensor.n_bytes])
-    return digest.hexdigest()
-
-
-def _same_arithmetic() -> bool:
-    """Whether this processor multiplies and adds as the one on which the golden digests were made."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return platform.machine() == "x86_64" and cpuinfo.exists() and " fma " in cpuinfo.read_text()
-
-
-@pytest.mark.skipif(not _same_arithmetic(), reason="the digests were made with fused multiply-add on x86-64")
+@needs_fma
 @pytest.mark.parametrize(
     "name", [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FILE_TYPES]
 )
@@ -70,7 +53,7 @@ def test_the_tensors_are_those_of_llama_quantize(golden_model, tmp_path, name):
     """The digests are of ``llama-quantize --imatrix imatrix.gguf model.gguf out.gguf TYPE 1`` (llama.cpp of 0.3.36)."""
     imatrix = golden_model.with_name("imatrix.gguf")
     made = quantize_gguf(golden_model, tmp_path / "out.gguf", name, imatrix=imatrix, n_threads=1)
-    assert _digest(tmp_path / "out.gguf") == _GOLDEN[name]
+    assert tensor_digest(tmp_path / "out.gguf") == _GOLDEN[name]
     planned = {tensor.name: (tensor.to_type, tensor.n_bytes) for tensor in made.plan.tensors}
     written = read_gguf_header(tmp_path / "out.gguf").tensors
     assert planned == {tensor.name: (tensor.type_name, tensor.n_bytes) for tensor in written}
