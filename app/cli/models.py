@@ -158,10 +158,7 @@ def _remove(store: ModelStore, adapters: AdapterStore, names: list[str], *, yes:
             print("Nothing was removed.", file=sys.stderr)
             return 1
     for one in doomed:
-        if isinstance(one, AdapterManifest):
-            note = f"{human_bytes(adapters.remove(one))} freed"
-        else:
-            note = _discard(store, one)
+        note = discard(store, one) if isinstance(one, Path) else f"{human_bytes(adapters.remove(one))} freed"
         print(f"{one_line(_label(one))}  removed  ({one_line(note)})")
     return 0
 
@@ -170,8 +167,12 @@ def _label(found: Path | AdapterManifest) -> str:
     return f"+{found.name}" if isinstance(found, AdapterManifest) else f"{found.parent.name}:{found.name}"
 
 
-def _discard(store: ModelStore, directory: Path) -> str:
-    """Remove a model; what became of its files."""
+def discard(store: ModelStore, directory: Path) -> str:
+    """Remove a model, damaged or not, with its snapshots; returns what became of its files, in words.
+
+    Raises:
+        ModelNotFoundError: It is gone already.
+    """
     model = next((model for model in store.list() if store.directory(model) == directory), None)
     freed = store.discard(directory)
     if model is not None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events
 from textual.app import App, SystemCommand
@@ -62,6 +62,7 @@ class LocalLLMApp(App[None]):
         ),
         Binding("ctrl+p", "command_palette", "Palette", id="app.palette", tooltip="Everything, by its name"),
         Binding("f5", "jobs", "Jobs", id="app.jobs", show=False, tooltip="Long work: what runs, what ended and how"),
+        Binding("f6", "library", "Models", id="app.library", show=False, tooltip="All models: pull, export, delete"),
         Binding("f9", "toggle_dark", "Light/dark", id="app.theme", show=False, tooltip="Light or dark colours"),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True, tooltip="Quit; everything is saved"),
     ]
@@ -110,13 +111,37 @@ class LocalLLMApp(App[None]):
         """Change between our light and dark colours."""
         self.theme = LIGHT.name if self.current_theme.dark else DARK.name
 
-    def action_jobs(self) -> None:
+    async def action_jobs(self) -> None:
         """Show the long work, over whatever is shown."""
         # Deferred: nobody needs it for the first picture.
         from app.tui.screens.jobs import JobsScreen
 
-        if not isinstance(self.screen, JobsScreen):
+        if not await self._back_to(JobsScreen):
             self.push_screen(JobsScreen(self.session.jobs, self._clock or time.time))
+
+    async def action_library(self) -> None:
+        """Show the models, over whatever is shown."""
+        # Deferred: nobody needs it for the first picture.
+        from app.tui.screens.models import ModelsScreen
+
+        if not await self._back_to(ModelsScreen):
+            self.push_screen(ModelsScreen(self.session, self._clock or time.time), self._left_library)
+
+    async def _back_to(self, kind: type[Screen[Any]]) -> bool:
+        """Close what lies over a screen of this kind; False when none is open."""
+        if not any(isinstance(screen, kind) for screen in self.screen_stack):
+            return False
+        while not isinstance(self.screen, kind):
+            await self.pop_screen()
+        return True
+
+    async def _left_library(self, name: str | None) -> None:
+        chat = next(screen for screen in self.screen_stack if isinstance(screen, ChatScreen))
+        if name is None:
+            chat.recheck_model()  # what it uses may have been deleted
+        else:
+            await self._back_to(ChatScreen)
+            await chat.use_model(name)
 
     async def action_quit(self) -> None:
         """Save what is being written, say what goes on, and leave."""
@@ -130,6 +155,7 @@ class LocalLLMApp(App[None]):
         yield SystemCommand("Light or dark", "Change between light and dark colours", self.action_toggle_dark)
         yield SystemCommand("Theme", "Pick any colours", self.action_change_theme)
         yield SystemCommand("Jobs", "Long work: what runs, what ended and how", self.action_jobs)
+        yield SystemCommand("Models", "What is here: pull, export, delete, chat with it", self.action_library)
         yield SystemCommand("Keys", "List all keys", self.action_help)
         yield SystemCommand("Screenshot", "Save a picture of the screen", self._save_picture)
         yield SystemCommand("Quit", "Everything is saved", self.action_quit)

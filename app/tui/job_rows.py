@@ -2,14 +2,14 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from app.tui.markdown import harmless
 from localllm.errors import JobError
 from localllm.jobs.events import Evaluation, Message, Progress, Record, Sample, Step
 from localllm.jobs.job import Job, Latest
-from localllm.jobs.record import JobStatus
+from localllm.jobs.record import JobSpec, JobStatus
 from localllm.jobs.store import JobStore
 
 _LINES = 8
@@ -44,15 +44,42 @@ class JobDetail:
 
 def read_rows(jobs: JobStore, clock: Callable[[], float] = time.time) -> list[JobRow]:
     """Every job, those that run first, then the newest first."""
-    rows = []
-    for job in jobs.list():
-        try:
-            status = job.status()
-        except JobError as error:
-            status = JobStatus("dead", message=error.message, hint=error.hint)
-        seconds = (status.ended or clock()) - status.started if status.started and status.state != "dead" else None
-        rows.append(JobRow(job, status, job.latest(), seconds))
+    rows = [read_row(job, clock) for job in jobs.list()]
     return sorted(rows, key=lambda row: (row.status.has_ended, -row.job.created))
+
+
+def read_row(job: Job, clock: Callable[[], float] = time.time) -> JobRow:
+    """How one job stands."""
+    try:
+        status = job.status()
+    except JobError as error:
+        status = JobStatus("dead", message=error.message, hint=error.hint)
+    seconds = (status.ended or clock()) - status.started if status.started and status.state != "dead" else None
+    return JobRow(job, status, job.latest(), seconds)
+
+
+def newest_under_way(jobs: JobStore, kinds: Collection[str]) -> Job | None:
+    """The job of these kinds that was begun last, of those that have not ended."""
+    mine = [job for job in jobs.list() if job.spec.kind in kinds]
+    return next((job for job in reversed(mine) if not _has_ended(job)), None)
+
+
+def under_way(jobs: JobStore, spec: JobSpec) -> Job | None:
+    """The same work, begun before: by this window, by another, or by an app that was left meanwhile."""
+    return next((job for job in jobs.list() if job.spec == spec and not _has_ended(job)), None)
+
+
+def start_or_join(jobs: JobStore, spec: JobSpec) -> Job:
+    """The same work under way, or a new job, started.
+
+    Raises:
+        LocalLLMError: As :meth:`JobStore.create` and :meth:`JobStore.start` do.
+    """
+    job = under_way(jobs, spec)
+    if job is None:
+        job = jobs.create(spec)
+        jobs.start(job)
+    return job
 
 
 def running_titles(jobs: JobStore) -> list[str]:
@@ -70,6 +97,14 @@ def read_detail(row: JobRow) -> JobDetail:
         lines.extend(_log_tail(row.job))
         lines.extend(text for text in (row.status.message, row.status.hint) if text)
     return JobDetail(row, _seconds_left(row, records), tuple(harmless(line) for line in lines))
+
+
+def _has_ended(job: Job) -> bool:
+    try:
+        status = job.status()
+    except JobError:
+        return True  # damaged: nothing will come of it
+    return status.has_ended or status.state == "new"
 
 
 def _line(record: Record) -> list[str]:

@@ -184,16 +184,20 @@ class ModelStore:
             raise ModelNotFoundError(f"{directory.parent.name}:{directory.name} is gone already.") from error
         with suppress(OSError):  # another variant is there
             directory.parent.rmdir()
-        freed = sum(
+        freed = self.would_free(bin_directory)
+        shutil.rmtree(bin_directory)
+        return freed
+
+    def would_free(self, directory: Path) -> int:
+        """Bytes that :meth:`discard` would free: not those of files that have another hard link."""
+        return sum(
             status.st_size
-            for path in bin_directory.rglob("*")
+            for path in directory.rglob("*")
             if path.name != MANIFEST
             and path.is_file()
             and not path.is_symlink()
             and (status := path.stat()).st_nlink == 1
         )
-        shutil.rmtree(bin_directory)
-        return freed
 
     def _directories(self) -> Paths:
         if not self.home.models.is_dir():

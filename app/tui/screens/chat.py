@@ -109,14 +109,22 @@ class ChatScreen(ConversationsScreen):
         picker = ModelPicker(
             store, self.session.jobs, self.session.model, n_ctx=settings.ctx, memory_gb=settings.memory_gb
         )
-        self.app.push_screen(picker, self._use_model)
+        self.app.push_screen(picker, self.use_model)
 
     @reported
-    async def _use_model(self, name: str | None) -> None:
+    async def use_model(self, name: str | None) -> None:
+        """Go on with another model."""
         if name and name != self.session.model:
             if self.conversation is not None:
                 self.store.set_model(self.conversation.id, name)
             self._start_model(name)
+
+    @work(exclusive=True, group="model-check")
+    async def recheck_model(self) -> None:
+        """See whether the model in use is still here; take another when it is not."""
+        found = await asyncio.to_thread(self.session.find_model, self.session.model)
+        if found != self.session.model:
+            self._start_model(found)
 
     def _show_doing(self, doing: str) -> None:
         self.status.doing = doing

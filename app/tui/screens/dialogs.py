@@ -8,10 +8,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Input, Label, OptionList
+from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
-from app.tui.markdown import CodeBlock
+from app.tui.markdown import CodeBlock, harmless
 from app.tui.styles import MUTED
 from localllm.sanitize import one_line
 
@@ -36,6 +36,73 @@ class LineDialog(ModalScreen[str | None]):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Answer with the line."""
         self.dismiss(event.value.strip() or None)
+
+
+class ConfirmDialog(ModalScreen[bool]):
+    """Asks before something that cannot be undone; only ``y`` does it.
+
+    Args:
+        title: The question.
+        lines: What follows from it.
+        verb: What ``y`` does, in the third person.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", "Yes", id="confirm.yes"),
+        Binding("escape,n,enter", "answer(False)", "No", id="confirm.no"),
+    ]
+
+    def __init__(self, title: str, lines: Sequence[str], verb: str) -> None:
+        super().__init__()
+        self._title = title
+        self._lines = lines
+        self._verb = verb
+
+    def compose(self) -> ComposeResult:
+        """The question and what to know."""
+        with Vertical(classes="dialog"):
+            yield Label(harmless(self._title), classes="dialog-title", markup=False)
+            for line in self._lines:
+                yield Static(harmless(line), markup=False)
+            yield Label(f"y {self._verb} · Esc leaves it", classes="dialog-hint", markup=False)
+
+    def action_answer(self, yes: bool) -> None:
+        """Answer."""
+        self.dismiss(yes)
+
+
+class ChoiceDialog(ModalScreen[str | None]):
+    """Lets a person pick one of several words; None when it was left.
+
+    Args:
+        title: What they are.
+        choices: The words, each with a few more about it.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss", "Cancel", id="choice.close"),
+        Binding("j", "app.simulate_key('down')", show=False, id="choice.down"),
+        Binding("k", "app.simulate_key('up')", show=False, id="choice.up"),
+    ]
+
+    def __init__(self, title: str, choices: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self._title = title
+        self._choices = choices
+
+    def compose(self) -> ComposeResult:
+        """One option a word."""
+        with Vertical(classes="dialog"):
+            yield Label(harmless(self._title), classes="dialog-title", markup=False)
+            yield OptionList(
+                *[Option(Content.assemble(f"{word:<12} ", (about, MUTED)), id=word) for word, about in self._choices],
+                markup=False,
+            )
+            yield Label("Enter takes it · Esc cancels", classes="dialog-hint", markup=False)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Answer with the word."""
+        self.dismiss(event.option.id)
 
 
 class CodeDialog(ModalScreen[CodeBlock | None]):

@@ -16,12 +16,12 @@ from textual.widgets import Label, OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
+from app.tui.job_rows import start_or_join, under_way
 from app.tui.markdown import harmless
 from app.tui.styles import MUTED
 from localllm.adapters import AdapterStore
 from localllm.errors import LocalLLMError
 from localllm.jobs.events import Progress
-from localllm.jobs.job import Job
 from localllm.jobs.record import JobSpec
 from localllm.jobs.store import JobStore
 from localllm.memory import fit, gigabytes, machine_memory
@@ -178,12 +178,9 @@ class ModelPicker(ModalScreen[str | None]):
         worker, app = get_current_worker(), self.app
         spec = self._spec(STARTER)
         try:
-            job = self._under_way(spec)
-            if job is None and not start:
-                return
+            job = start_or_join(self._jobs, spec) if start else under_way(self._jobs, spec)
             if job is None:
-                job = self._jobs.create(spec)
-                self._jobs.start(job)
+                return
             status = job.status()
             while not status.has_ended:
                 if worker.is_cancelled:
@@ -198,13 +195,6 @@ class ModelPicker(ModalScreen[str | None]):
             app.call_from_thread(self._pulled, str(status.result["name"]))
         else:
             app.call_from_thread(self._pull_failed, f"{status.message} {status.hint}".strip() or "It was cancelled.")
-
-    def _under_way(self, spec: JobSpec) -> Job | None:
-        """The same download, begun before: by this window, or by an app that was left meanwhile."""
-        for job in self._jobs.list():
-            if job.spec == spec and not job.status().has_ended:
-                return job
-        return None
 
     def _show_progress(self, now: Progress | None) -> None:
         if not self.is_attached:

@@ -217,12 +217,15 @@ async def test_every_binding_has_an_id_of_its_own(app):
     from textual.binding import Binding
 
     from app.tui.app import LocalLLMApp
+    from app.tui.screens.dialogs import ChoiceDialog, ConfirmDialog
     from app.tui.screens.jobs import JobsScreen
+    from app.tui.screens.models import ModelsScreen
     from app.tui.widgets.prompt import Prompt
     from app.tui.widgets.sidebar import ConversationList
     from app.tui.widgets.transcript import Transcript
 
-    owners = (LocalLLMApp, JobsScreen, ChatScreen, Prompt, Transcript, ConversationList, HelpScreen, ModelPicker)
+    screens = (JobsScreen, ModelsScreen, ChatScreen, HelpScreen, ModelPicker, ConfirmDialog, ChoiceDialog)
+    owners = (LocalLLMApp, *screens, Prompt, Transcript, ConversationList)
     bindings = [binding for owner in owners for binding in owner.__dict__["BINDINGS"]]
     ids = [binding.id for binding in bindings if isinstance(binding, Binding)]
     assert all(ids)
@@ -270,6 +273,7 @@ async def test_the_palette_has_every_action(app, settle):
             "Light or dark",
             "Theme",
             "Jobs",
+            "Models",
             "Keys",
             "Quit",
         }
