@@ -62,7 +62,16 @@ class LocalLLMApp(App[None]):
         ),
         Binding("ctrl+p", "command_palette", "Palette", id="app.palette", tooltip="Everything, by its name"),
         Binding("f5", "jobs", "Jobs", id="app.jobs", show=False, tooltip="Long work: what runs, what ended and how"),
-        Binding("f6", "library", "Models", id="app.library", show=False, tooltip="All models: pull, export, delete"),
+        # Before the prompt: a text area takes F6 to select a line.
+        Binding(
+            "f6",
+            "library",
+            "Models",
+            id="app.library",
+            show=False,
+            priority=True,
+            tooltip="All models: pull, export, delete",
+        ),
         Binding("f9", "toggle_dark", "Light/dark", id="app.theme", show=False, tooltip="Light or dark colours"),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True, tooltip="Quit; everything is saved"),
     ]
@@ -124,7 +133,9 @@ class LocalLLMApp(App[None]):
         # Deferred: nobody needs it for the first picture.
         from app.tui.screens.models import ModelsScreen
 
-        if not await self._back_to(ModelsScreen):
+        if isinstance(self.screen, ModelsScreen):
+            self.screen.action_leave()
+        elif not await self._back_to(ModelsScreen):
             self.push_screen(ModelsScreen(self.session, self._clock or time.time), self._left_library)
 
     async def _back_to(self, kind: type[Screen[Any]]) -> bool:

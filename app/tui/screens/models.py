@@ -52,10 +52,11 @@ class ModelsScreen(Screen[str | None]):
 
     AUTO_FOCUS = "#library"
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("c", "chat", "Chat", id="library.chat", tooltip="Chat with it; Enter does it too"),
         Binding("p", "pull", "Pull", id="library.pull", tooltip="Fetch a model or an adapter"),
         Binding("e", "export", "Export", id="library.export", tooltip="The same model in another form"),
         Binding("d,delete", "delete", "Delete", id="library.delete", tooltip="Delete it, after a question"),
-        Binding("escape,f6", "leave", "Back", id="library.back", tooltip="Back; what was started goes on"),
+        Binding("escape", "leave", "Back", id="library.back", tooltip="Back; what was started goes on"),
         Binding("j", "move(1)", show=False, id="library.down"),
         Binding("k", "move(-1)", show=False, id="library.up"),
     ]
@@ -177,15 +178,15 @@ class ModelsScreen(Screen[str | None]):
 
     def action_help(self) -> None:
         """Show all keys."""
-        chat = Binding("enter", "select", "Chat", tooltip="Chat with it")
-        self.app.push_screen(HelpScreen((("Everywhere", self.app.BINDINGS), ("On a model", [chat, *self.BINDINGS]))))
+        self.app.push_screen(HelpScreen((("Everywhere", self.app.BINDINGS), ("On a model", self.BINDINGS))))
 
     def action_leave(self) -> None:
         """Back to where the person came from."""
         self.dismiss(None)
 
     @on(OptionList.OptionSelected, "#library")
-    def _chosen(self) -> None:
+    def action_chat(self) -> None:
+        """Go to the chat with it."""
         self._in_thread(self._chat)
 
     def action_pull(self) -> None:
@@ -207,7 +208,7 @@ class ModelsScreen(Screen[str | None]):
         match action:
             case "export":
                 return entry is not None and isinstance(entry.item, Manifest)
-            case "delete":
+            case "delete" | "chat":
                 return entry is not None
         return True
 

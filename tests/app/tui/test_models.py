@@ -12,6 +12,7 @@ from app.tui.screens.jobs import JobsScreen
 from app.tui.screens.models import ModelsScreen
 from app.tui.widgets.job_bar import JobBar
 from localllm.jobs.record import JobSpec
+from localllm.jobs.store import JobStore
 from localllm.models.manifest import MANIFEST, Parent
 from localllm.models.names import ModelName
 from localllm.models.store import ModelStore
@@ -64,7 +65,8 @@ async def test_nothing_yet_and_back(make_app, home, settle):
         await settle(pilot)
         assert isinstance(app.screen, ModelsScreen)
         assert sum(isinstance(screen, ModelsScreen) for screen in app.screen_stack) == 1
-        await pilot.press("escape")
+        await pilot.press("f6")
+        await settle(pilot)
         assert isinstance(app.screen, ChatScreen)
 
 
@@ -176,6 +178,7 @@ async def test_a_damaged_one_can_be_deleted(app, home, settle):
 async def test_pull_then_export_by_real_jobs(make_app, jobs, home, settle, tmp_path):
     source = write_hf_model(tmp_path / "tiny", "llama")
     app = make_app()
+    app.session.jobs = JobStore(home)  # its workers run the real entries
     async with app.run_test(size=(120, 40)) as pilot:
         await opened(pilot, settle, 0)
         await pilot.press("p")
