@@ -204,8 +204,8 @@ async def test_pull_then_export_by_real_jobs(make_app, jobs, home, settle, tmp_p
         await pilot.press("p")
         app.screen.query_one(Input).value = str(source)
         await pilot.press("enter")
-        await wait_for(pilot, lambda: notices(app).count(f"{name} is here") == 2)
-        assert len(jobs.list()) == 2, "nothing is fetched twice"
+        await wait_long(pilot, lambda: notices(app).count(f"{name} is here") == 2)
+        assert len(options(app)) == 2, "nothing is here twice"
 
 
 async def test_what_cannot_be_pulled_is_told(app, settle, tmp_path):
