@@ -23,6 +23,7 @@ from app.tui.markdown import harmless
 from app.tui.screens.chat import ChatScreen
 from app.tui.session import Connect, Session
 from app.tui.themes import DARK, LIGHT
+from localllm.adapters import split_name
 from localllm.conversations import ConversationStore
 from localllm.errors import LocalLLMError
 from localllm.jobs.store import JobStore
@@ -62,7 +63,7 @@ class LocalLLMApp(App[None]):
         ),
         Binding("ctrl+p", "command_palette", "Palette", id="app.palette", tooltip="Everything, by its name"),
         Binding("f5", "jobs", "Jobs", id="app.jobs", show=False, tooltip="Long work: what runs, what ended and how"),
-        # Before the prompt: a text area takes F6 to select a line.
+        # Before the prompt: a text area takes F6 and F7 to select.
         Binding(
             "f6",
             "library",
@@ -71,6 +72,15 @@ class LocalLLMApp(App[None]):
             show=False,
             priority=True,
             tooltip="All models: pull, export, delete",
+        ),
+        Binding(
+            "f7",
+            "compress",
+            "Compress",
+            id="app.compress",
+            show=False,
+            priority=True,
+            tooltip="Make a model smaller: what it could become, and what fits",
         ),
         Binding("f9", "toggle_dark", "Light/dark", id="app.theme", show=False, tooltip="Light or dark colours"),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True, tooltip="Quit; everything is saved"),
@@ -138,6 +148,17 @@ class LocalLLMApp(App[None]):
         elif not await self._back_to(ModelsScreen):
             self.push_screen(ModelsScreen(self.session, self._clock or time.time), self._left_library)
 
+    async def action_compress(self) -> None:
+        """Show what the model in use could become, over whatever is shown."""
+        # Deferred: nobody needs it for the first picture.
+        from app.tui.screens.compress import CompressScreen
+
+        if isinstance(self.screen, CompressScreen):
+            self.screen.action_leave()
+        elif not await self._back_to(CompressScreen):
+            model = split_name(self.session.model)[0]
+            self.push_screen(CompressScreen(self.session, model, self._clock or time.time))
+
     async def _back_to(self, kind: type[Screen[Any]]) -> bool:
         """Close what lies over a screen of this kind; False when none is open."""
         if not any(isinstance(screen, kind) for screen in self.screen_stack):
@@ -167,6 +188,9 @@ class LocalLLMApp(App[None]):
         yield SystemCommand("Theme", "Pick any colours", self.action_change_theme)
         yield SystemCommand("Jobs", "Long work: what runs, what ended and how", self.action_jobs)
         yield SystemCommand("Models", "What is here: pull, export, delete, chat with it", self.action_library)
+        yield SystemCommand(
+            "Compress", "Make a model smaller: what it could become, and what fits", self.action_compress
+        )
         yield SystemCommand("Keys", "List all keys", self.action_help)
         yield SystemCommand("Screenshot", "Save a picture of the screen", self._save_picture)
         yield SystemCommand("Quit", "Everything is saved", self.action_quit)

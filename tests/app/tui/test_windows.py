@@ -217,6 +217,7 @@ async def test_every_binding_has_an_id_of_its_own(app):
     from textual.binding import Binding
 
     from app.tui.app import LocalLLMApp
+    from app.tui.screens.compress import CompressScreen
     from app.tui.screens.dialogs import ChoiceDialog, ConfirmDialog
     from app.tui.screens.jobs import JobsScreen
     from app.tui.screens.models import ModelsScreen
@@ -224,7 +225,8 @@ async def test_every_binding_has_an_id_of_its_own(app):
     from app.tui.widgets.sidebar import ConversationList
     from app.tui.widgets.transcript import Transcript
 
-    screens = (JobsScreen, ModelsScreen, ChatScreen, HelpScreen, ModelPicker, ConfirmDialog, ChoiceDialog)
+    full = (JobsScreen, ModelsScreen, CompressScreen)
+    screens = (*full, ChatScreen, HelpScreen, ModelPicker, ConfirmDialog, ChoiceDialog)
     owners = (LocalLLMApp, *screens, Prompt, Transcript, ConversationList)
     bindings = [binding for owner in owners for binding in owner.__dict__["BINDINGS"]]
     ids = [binding.id for binding in bindings if isinstance(binding, Binding)]
@@ -274,6 +276,7 @@ async def test_the_palette_has_every_action(app, settle):
             "Theme",
             "Jobs",
             "Models",
+            "Compress",
             "Keys",
             "Quit",
         }

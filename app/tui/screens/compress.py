@@ -1,0 +1,231 @@
+"""Make a smaller model: the types that it could have, what each takes, whether it fits; start the job and watch it."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Label, OptionList, Static
+from textual.widgets.option_list import Option
+from textual.worker import Worker, get_current_worker
+
+from app.cli.output import human_bytes
+from app.tui.job_rows import start_or_join
+from app.tui.markdown import harmless
+from app.tui.screens.dialogs import ChoiceDialog
+from app.tui.screens.help import HelpScreen
+from app.tui.session import Session
+from app.tui.styles import MUTED
+from app.tui.widgets.job_bar import JobBar
+from app.tui.widgets.key_bar import KeyBar
+from localllm.errors import JobCancelledError, LocalLLMError
+from localllm.jobs.job import Job
+from localllm.models.manifest import Manifest
+from localllm.sanitize import one_line
+
+if TYPE_CHECKING:
+    from app.tui.candidates import Candidate
+
+_NONE = "No model is here yet. F6 leads to the models, and there p fetches one."
+
+
+class CompressScreen(Screen[None]):
+    """Lists what a model could become, and makes the highlighted one.
+
+    Args:
+        session: What the app holds.
+        model: The model's name in the store; empty for none.
+        clock: Seconds since the epoch.
+    """
+
+    AUTO_FOCUS = "#candidates"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("s", "start", "Start", id="compress.start", tooltip="Make it, as a job; Enter does it too"),
+        Binding("m", "models", "Model", id="compress.models", tooltip="Pick another model"),
+        Binding("escape", "leave", "Back", id="compress.back", tooltip="Back; what was started goes on"),
+        Binding("j", "move(1)", show=False, id="compress.down"),
+        Binding("k", "move(-1)", show=False, id="compress.up"),
+    ]
+
+    def __init__(self, session: Session, model: str, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self._session = session
+        self._model = model
+        self._clock = clock
+        self._candidates: dict[str, Candidate] = {}
+
+    def compose(self) -> ComposeResult:
+        """The types, below them what is to know of the highlighted one, and what is being done."""
+        with Vertical(id="compress-main"):
+            yield Label(id="compress-title", markup=False)
+            yield OptionList(id="candidates", markup=False)
+            yield Static(id="compress-notes", markup=False)
+            yield JobBar(self._session.jobs, ("quantize",), self._clock)
+        yield KeyBar()
+
+    def on_mount(self) -> None:
+        """Look what the model could become."""
+        self._read()
+
+    def say(self, text: str, severity: Literal["information", "warning", "error"] = "information") -> None:
+        """A notice in a corner, for some seconds."""
+        self.notify(harmless(text), severity=severity, markup=False, timeout=15 if severity == "error" else 5)
+
+    # ── reading, in a thread ──
+
+    @work(thread=True, exclusive=True, group="candidates")
+    def _read(self) -> None:
+        # Deferred: the formats bring numpy (100 ms), which no other screen needs.
+        from app.tui.candidates import Compression
+
+        worker, app, settings = get_current_worker(), self.app, self._session.settings
+        app.call_from_thread(self._show, {})
+        if not self._model:
+            return
+        try:
+            manifest = self._session.store.resolve(self._model)
+            compression = Compression(self._session.store, manifest, settings.ctx, settings.memory_gb)
+            found = {candidate.name: candidate for candidate in compression.estimates()}
+            app.call_from_thread(self._show, dict(found))
+            for candidate in compression.plans(list(found.values()), partial(_check, worker)):
+                found[candidate.name] = candidate
+                app.call_from_thread(self._show, dict(found))
+        except JobCancelledError:
+            return  # another model was picked, or the screen was left
+        except LocalLLMError as error:
+            app.call_from_thread(self.say, str(error), "error")
+
+    def _show(self, candidates: "dict[str, Candidate]") -> None:
+        if not self.is_attached:
+            return
+        options = self.query_one("#candidates", OptionList)
+        same = list(candidates) == list(self._candidates)
+        self._candidates = candidates
+        if same:
+            for candidate in candidates.values():
+                options.replace_option_prompt(candidate.name, self._describe(candidate))
+        else:
+            options.clear_options()
+            options.add_options([Option(self._describe(found), id=name) for name, found in candidates.items()])
+            options.highlighted = next((i for i, name in enumerate(candidates) if name == "q4_k_m"), None)
+        title = f"Compress {one_line(self._model, 60)}" if self._model else "Compress"
+        self.query_one("#compress-title", Label).update(Content(harmless(title)))
+        self._show_notes()
+        self.refresh_bindings()
+
+    def _show_notes(self) -> None:
+        candidate = self._highlighted
+        lines: Sequence[str] = [] if self._model else [_NONE]
+        if candidate is not None:
+            verdict = "fits this machine" if candidate.fits else "too big for this machine"
+            lines = [f"{candidate.name} {verdict}: {candidate.needs}.", *candidate.notes]
+        self.query_one("#compress-notes", Static).update(Content(harmless("\n".join(lines))))
+
+    @property
+    def _highlighted(self) -> "Candidate | None":
+        option = self.query_one("#candidates", OptionList).highlighted_option
+        return self._candidates.get(option.id or "") if option is not None else None
+
+    def _describe(self, candidate: "Candidate") -> Content:
+        about = "" if candidate.exact else "~"
+        sign = ("✓", "$success") if candidate.fits else ("✗", "$error")
+        n_notes = len(candidate.notes)
+        return Content.assemble(
+            f"{candidate.name:<10} {about:>2}{human_bytes(candidate.n_bytes):>9} ",
+            (f"{about:>2}{candidate.bits:5.2f} bits  ", MUTED),
+            sign,
+            (f"  {candidate.notes[-1] if n_notes else ''}", MUTED),
+        ).truncate(max(20, self.size.width - 10), ellipsis=True)
+
+    @on(OptionList.OptionHighlighted, "#candidates")
+    def _moved(self) -> None:
+        self._show_notes()
+
+    @on(JobBar.Ended)
+    def _job_ended(self, event: JobBar.Ended) -> None:
+        status, title = event.row.status, one_line(event.row.job.spec.title, 60)
+        if status.state == "done":
+            self.say(f"{status.result.get('name', title)} is here. F6 shows it.")
+        elif status.state == "cancelled":
+            self.say(f"Cancelled: {title}", "warning")
+        else:
+            self.say(f"{title}: {status.message} {status.hint}".rstrip(), "error")
+        self._read()
+
+    # ── keys ──
+
+    def action_move(self, step: int) -> None:
+        """Move through the list."""
+        options = self.query_one("#candidates", OptionList)
+        options.action_cursor_down() if step > 0 else options.action_cursor_up()
+
+    def action_help(self) -> None:
+        """Show all keys."""
+        self.app.push_screen(HelpScreen((("Everywhere", self.app.BINDINGS), ("On a type", self.BINDINGS))))
+
+    def action_leave(self) -> None:
+        """Back to where the person came from."""
+        self.dismiss()
+
+    def action_models(self) -> None:
+        """Pick another model."""
+        self._in_thread(self._offer_models)
+
+    @on(OptionList.OptionSelected, "#candidates")
+    def action_start(self) -> None:
+        """Make the highlighted one."""
+        candidate = self._highlighted
+        if candidate is not None:
+            self._in_thread(partial(self._start, self._model, candidate.name))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002  Textual's shape
+        """Offer only what can be done."""
+        return bool(self._candidates) if action == "start" else True
+
+    # ── deeds, in threads ──
+
+    def _in_thread(self, deed: Callable[[], None]) -> None:
+        self.run_worker(partial(self._do, deed), thread=True, group="compress-deeds")
+
+    def _do(self, deed: Callable[[], None]) -> None:
+        try:
+            deed()
+        except LocalLLMError as error:
+            self.app.call_from_thread(self.say, str(error), "error")
+
+    def _start(self, model: str, to: str) -> None:
+        from quant.quantize_job import QuantizeWish, quantize_spec  # deferred, as above
+
+        spec, found = quantize_spec(self._session.store, QuantizeWish(model, to))
+        if found is not None:
+            self.app.call_from_thread(self.say, f"{found.model_name} is here already. F6 shows it.")
+        else:
+            self.app.call_from_thread(self._follow, start_or_join(self._session.jobs, spec))
+
+    def _follow(self, job: Job) -> None:
+        if self.is_attached:
+            self.query_one(JobBar).follow(job)
+
+    def _offer_models(self) -> None:
+        self.app.call_from_thread(self._ask, self._session.store.list())
+
+    def _ask(self, models: Sequence[Manifest]) -> None:
+        if self.is_current and models:
+            choices = [(str(model.model_name), f"{human_bytes(model.size)} {model.quantization}") for model in models]
+            self.app.push_screen(ChoiceDialog("Compress which model?", choices), self._take)
+
+    def _take(self, model: str | None) -> None:
+        if model:
+            self._model = model
+            self._read()
+
+
+def _check(worker: Worker[None]) -> None:
+    if worker.is_cancelled:
+        raise JobCancelledError("The list is not wanted any more.")
