@@ -50,7 +50,7 @@ COMMANDS = (
     Command("chat", "one answer, or a plain line-by-line chat; reads standard input"),
     Command("pull", "fetch a model: hub repository, package, Ollama store, file"),
     Command("models", "what is here; show, remove; what fits in this memory"),
-    Command("quantize", "a smaller model: llama.cpp's types, with an importance matrix"),
+    Command("quantize", "a smaller model: one of llama.cpp's types, or the best mix for a budget"),
     Command("serve", "OpenAI-compatible server on 127.0.0.1"),
     Command("keys", "API keys of the server: add, ls, rm"),
     Command("finetune", "train an adapter on your own rows: LoRA, DoRA, or the whole model"),

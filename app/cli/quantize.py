@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 _HELP = """examples:
   localllm quantize smollm2-135m --to q4_k_m
   localllm quantize mymodel:hf --to iq3_xxs --imatrix chats --as mymodel:small
+  localllm quantize qwen3-4b --fit 3GB --ctx 8192
   localllm quantize mymodel --to q4_k_m --override 'ffn_down=q6_k' --dry-run
 
 The source may be GGUF, or a directory of Hugging Face's or MLX's form. The importance matrix says which inputs of each
 matrix matter: it is measured on a text of our own (default), on your chats, or read from a file, and kept on this disk.
+
+--fit measures once what each tensor loses at each type, then finds the types that lose least within that memory, KV
+cache and context included. With --dry-run it stops at the plan.
 """
 
 
@@ -31,6 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _HELP
     parser.add_argument("model", metavar="MODEL", help="name or name:variant")
     parser.add_argument("--to", metavar="TYPE", help="q8_0, q6_k, q5_k_m, q4_k_m, iq4_xs, q3_k_m, iq3_xxs, q2_k, …")
+    parser.add_argument("--fit", metavar="SIZE", help="the best mix of types for that memory: 3GB, 800MB")
+    parser.add_argument("--ctx", type=int, default=0, metavar="N", help="with --fit: tokens of context that fit too")
     parser.add_argument(
         "--imatrix", default="default", metavar="WHAT", help="default, chats, none, or a file: an imatrix or a text"
     )
@@ -54,18 +60,24 @@ def run(args: argparse.Namespace, home: Home) -> int:
     # Deferred: the formats bring numpy (100 ms), which `--help` does not need.
     from app.cli.follow_job import run_job
     from localllm.models.store import ModelStore
+    from quant.fit.job import FitWish, fit_spec
     from quant.quantize_job import QuantizeWish, quantize_spec
 
-    if not args.to:
-        raise UsageError("What should become of it is not said.", "Give --to TYPE, such as --to q4_k_m.")
+    _check(args)
     store = ModelStore(home)
-    wish = QuantizeWish(args.model, args.to, args.imatrix, tuple(args.override), args.as_name)
-    spec, found = quantize_spec(store, wish)
-    if args.dry_run:
-        return _dry_run(store, spec, as_json=args.json)
+    if args.fit:
+        wanted = FitWish(args.model, args.fit, args.ctx, args.imatrix, args.as_name, dry_run=args.dry_run)
+        spec, found = fit_spec(store, wanted)
+    else:
+        wish = QuantizeWish(args.model, args.to, args.imatrix, tuple(args.override), args.as_name)
+        spec, found = quantize_spec(store, wish)
+        if args.dry_run:
+            return _dry_run(store, spec, as_json=args.json)
 
     def show(result: dict[str, Any], state: str = "ready") -> None:
-        if args.json:
+        if "manifest" not in result:
+            print(json.dumps(result["plan"]) if args.json else result["summary"])
+        elif args.json:
             print(json.dumps({**result["manifest"], "state": state}, ensure_ascii=False))
         else:
             size = sum(file["size"] for file in result["manifest"]["files"])
@@ -75,6 +87,15 @@ def run(args: argparse.Namespace, home: Home) -> int:
         show({"name": str(found.model_name), "manifest": asdict(found)}, "already here")
         return 0
     return run_job(home, spec, detach=args.detach, show=show)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if bool(args.to) == bool(args.fit):
+        raise UsageError("Say either --to TYPE or --fit SIZE.", "For example --to q4_k_m, or --fit 3GB.")
+    if args.fit and args.override:
+        raise UsageError("--override goes with --to: --fit chooses the types itself.")
+    if args.ctx < 0 or (args.ctx and not args.fit):
+        raise UsageError("--ctx is a number of tokens, and goes with --fit.")
 
 
 def _dry_run(store: "ModelStore", spec: "JobSpec", *, as_json: bool) -> int:

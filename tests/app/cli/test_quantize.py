@@ -6,6 +6,7 @@ import pytest
 
 from app.cli.main import main
 from localllm.conversations import ConversationStore
+from localllm.gguf_header import read_gguf_header
 from localllm.jobs.store import JobStore
 from localllm.models.names import ModelName
 from localllm.models.store import ModelStore
@@ -78,10 +79,33 @@ def test_importance_from_chats_is_not_kept(tiny, home, capsys):
     assert b"rain" not in tiny.file(tiny.resolve("tiny:q4_k_m")).read_bytes()
 
 
+def test_fit_plans_then_makes_it(tiny, home, capsys):
+    assert main(["quantize", "tiny", "--fit", "80MB", "--ctx", "256", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [model.variant for model in tiny.list()] == ["f16"]
+    kept = next(home.measured.glob("*-sensitivity.json"))
+    written = kept.stat().st_mtime_ns
+    assert main(["quantize", "tiny", "--fit", "80MB", "--ctx", "256"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("tiny:fit-80mb")
+    assert "predicted KL" in said.err
+    assert kept.stat().st_mtime_ns == written
+    made = tiny.resolve("tiny:fit-80mb")
+    assert made.extra["recipe"] == {"fit": 80_000_000, "ctx": 256, "imatrix": "default"}
+    header = read_gguf_header(tiny.file(made))
+    assert plan["types"] == {tensor.name: tensor.type_name for tensor in header.tensors if tensor.name in plan["types"]}
+    assert main(["quantize", "tiny:f16", "--fit", "20MB", "--ctx", "256"]) == 1
+    assert "context" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         ([], 2, "--to TYPE"),
+        (["--to", "q8_0", "--fit", "1GB"], 2, "either"),
+        (["--fit", "much"], 2, "no size"),
+        (["--fit", "1GB", "--override", "x=q8_0"], 2, "chooses the types itself"),
+        (["--to", "q8_0", "--ctx", "5"], 2, "goes with --fit"),
         (["--to", "q9"], 2, "no type"),
         (["--to", "f16"], 2, "already"),
         (["--to", "q4_k_m", "--override", "ffn_down"], 2, "no rule"),

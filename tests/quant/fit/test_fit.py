@@ -1,0 +1,113 @@
+"""Measuring, planning and quantizing a tiny model: what is planned is what is made."""
+
+import pytest
+
+from localllm.errors import InvalidModelError, MemoryFitError, UsageError
+from localllm.gguf_header import read_gguf_header
+from quant.child import never_cancelled, no_progress
+from quant.chunks import Text
+from quant.fit.groups import group_of, role_of
+from quant.fit.plan import budget_for_tensors, parse_budget, plan_fit
+from quant.fit.sensitivity import measure_sensitivity, read_sensitivity
+from quant.llama_quantize import quantize_gguf
+from quant.measure.run import MeasureOptions
+from tests.fakes.gguf_files import write_tiny_gguf
+from tests.quant.imatrices import made_up_imatrix
+
+_TEXTS = (Text("the world is of a user and to the assistant. " * 30),)
+_OPTIONS = MeasureOptions(n_ctx=64, max_chunks=2, n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """With its importance matrix beside it."""
+    path = write_tiny_gguf(tmp_path_factory.mktemp("fit") / "model.gguf", n_embd=256, n_ff=256)
+    made_up_imatrix(path, path.with_name("imatrix.gguf"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sensitivity(model, tmp_path_factory):
+    return measure_sensitivity(
+        model,
+        model.with_name("imatrix.gguf"),
+        _TEXTS,
+        tmp_path_factory.mktemp("work"),
+        candidates=("q8_0", "q4_k_s", "q3_k_s", "q2_k"),
+        options=_OPTIONS,
+        progress=no_progress,
+        check_cancelled=never_cancelled,
+    )
+
+
+def test_fewer_bits_cost_more(sensitivity):
+    for name, stored in sensitivity.tensors.items():
+        errors = [stored[kind].error for kind in ("Q8_0", "Q4_K", "Q3_K", "Q2_K")]
+        assert errors == sorted(errors), name
+        assert errors[0] < 1e-3 < errors[-1]
+    assert all(scale > 0 for scale in sensitivity.scales.values())
+    assert {group_of(name, 2) for name in sensitivity.tensors} == set(sensitivity.scales)
+
+
+def test_the_plan_is_what_is_made(model, sensitivity, tmp_path):
+    header = read_gguf_header(model)
+    largest = plan_fit(header, sensitivity, 10**9)
+    assert set(largest.types.values()) == {"Q8_0"}
+    budget = int(largest.n_bytes * 0.55)
+    plan = plan_fit(header, sensitivity, budget)
+    assert plan.n_bytes <= budget
+    assert len(set(plan.types.values())) > 1
+    made = quantize_gguf(
+        model, tmp_path / "made.gguf", plan.base, imatrix=model.with_name("imatrix.gguf"), overrides=plan.overrides
+    )
+    written = {tensor.name: tensor for tensor in read_gguf_header(made.files[0]).tensors}
+    assert {name: written[name].type_name for name in plan.types} == dict(plan.types)
+    first = min(tensor.offset for tensor in written.values())
+    assert made.n_bytes - first == plan.n_bytes
+    assert plan.predicted_kl == pytest.approx(sum(share.predicted_kl for share in plan.shares))
+    with pytest.raises(MemoryFitError):
+        plan_fit(header, sensitivity, 1000)
+
+
+def test_it_is_kept_and_its_scales_serve_the_next_of_the_family(model, sensitivity, tmp_path):
+    sensitivity.save(tmp_path / "kept.json")
+    assert read_sensitivity(tmp_path / "kept.json") == sensitivity
+    (tmp_path / "kept.json").write_text('{"format": 1}')
+    with pytest.raises(InvalidModelError):
+        read_sensitivity(tmp_path / "kept.json")
+    sibling = write_tiny_gguf(tmp_path / "sibling.gguf", n_embd=256, n_ff=512, seed=1)
+    found = measure_sensitivity(
+        sibling,
+        None,
+        (),
+        tmp_path,
+        candidates=("q8_0", "q2_k"),
+        scales=sensitivity.scales,
+        progress=no_progress,
+        check_cancelled=never_cancelled,
+    )
+    assert dict(found.scales) == dict(sensitivity.scales)
+
+
+def test_budgets(model):
+    assert parse_budget("3GB") == 3_000_000_000
+    assert parse_budget("1.5 GiB") == 3 << 29
+    for wrong in ("", "x", "-3GB", "0", "3GBB"):
+        with pytest.raises(UsageError):
+            parse_budget(wrong)
+    header = read_gguf_header(model)
+    short, long = (budget_for_tensors(header, 10**9, n_ctx) for n_ctx in (256, 4096))
+    assert short > long
+    with pytest.raises(MemoryFitError):
+        budget_for_tensors(header, 10**6, 256)
+
+
+def test_groups():
+    assert role_of("blk.11.ffn_down.weight") == "ffn_down"
+    assert role_of("token_embd.weight") == "token_embd"
+    assert [group_of(f"blk.{n}.attn_q.weight", 30) for n in (0, 9, 10, 29)] == [
+        "attn_q:first",
+        "attn_q:first",
+        "attn_q:middle",
+        "attn_q:last",
+    ]
