@@ -1,8 +1,7 @@
 """How far an exported form may be from what was trained.
 
-The limits come from measurements with adapters trained on SmolLM2-135M, a model so small that rounding hurts it more
-than most (docs/LOG.md has the figures): each is two to four times what was measured, and far below what a wrong
-adapter, a wrong base or a wrong order of rows costs.
+A form whose weights are plain floats may differ by their rounding alone; fewer bits are allowed more. A wrong adapter, a
+wrong base or a wrong order of rows costs far more than any of it.
 """
 
 from dataclasses import dataclass
