@@ -1,7 +1,7 @@
 """How far an exported form may be from what was trained.
 
-A form whose weights are plain floats may differ by their rounding alone; fewer bits are allowed more. A wrong adapter, a
-wrong base or a wrong order of rows costs far more than any of it.
+Set beside measurements on SmolLM2-135M, which rounding hurts more than most (docs/LOG.md has the figures). Where few
+bits are allowed much, the plain weights that they were rounded from are held to the strict limits.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Limits:
 _BY_BITS = (
     (16.0, Limits(0.99, 0.001)),
     (8.0, Limits(0.97, 0.01)),
-    (5.0, Limits(0.92, 0.04)),
+    (5.0, Limits(0.88, 0.1)),
     (4.0, Limits(0.85, 0.1)),
     (3.0, Limits(0.70, 0.5)),
     (0.0, Limits(0.30, 3.0)),
