@@ -21,7 +21,7 @@ class Recipe(BaseModel):
 
     Attributes:
         model: A model's name in the store.
-        data: Files, directories, or a data set's name on the hub.
+        data: Files or directories.
         name: The adapter's name; from the first data file when None.
         method: ``lora`` (also on 4-bit bases), ``dora`` or ``full``.
         rank: r of the adapters.

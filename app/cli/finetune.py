@@ -13,10 +13,11 @@ _RECIPE_SUFFIXES = (".yaml", ".yml")
 
 _EXAMPLES = """examples:
   localllm finetune smollm2-135m --data my_chats.jsonl        everything else has a good default
+  localllm finetune smollm2-135m --data my_chats.jsonl --check  look at the rows, train nothing
   localllm finetune recipes/sft.yaml                          the same, written down
 
 Rows are chats (messages), prompt and completion, instruction and output, ShareGPT conversations, or text; in JSONL,
-JSON, CSV or Parquet files, directories, or a data set of the Hugging Face hub.
+JSON, CSV or Parquet files, or directories of them.
 Ctrl-C leaves the training; it goes on, and `localllm jobs watch` shows it again.
 """
 
@@ -27,8 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL|RECIPE.yaml", help="a model that is here, or a recipe")
-    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="files, directories, or hf:ORG/NAME")
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="files or directories")
     parser.add_argument("--as", dest="name", metavar="NAME", help="the adapter's name (default: after the data)")
+    parser.add_argument("--check", action="store_true", help="look at the rows and what training needs; train nothing")
     parser.add_argument("--method", choices=("lora", "dora", "full"), help="what is trained (lora)")
     parser.add_argument("--rank", type=int, help="rank of the adapters (16)")
     parser.add_argument("--alpha", type=float, help="their scale is alpha / rank (32)")
@@ -62,6 +64,10 @@ def run(args: argparse.Namespace, home: Home) -> int:
         recipe = make_recipe({"model": args.model, **given})
     absolute = tuple(str(Path(item).absolute()) if Path(item).exists() else item for item in recipe.data)
     recipe = recipe.model_copy(update={"data": absolute})  # the job runs in another directory
+    if args.check:
+        from app.cli.finetune_check import run_check
+
+        return run_check(recipe, home, as_json=args.json)
     from finetune.jobs import train_spec
 
     spec = train_spec(ModelStore(home), recipe)

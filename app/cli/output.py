@@ -1,6 +1,6 @@
 """What commands print: tables and sizes to standard output, progress to standard error.
 
-No colour is used anywhere, so ``NO_COLOR`` has nothing to switch off. A bar is drawn only on a terminal that can
+No colour is used here, so ``NO_COLOR`` has nothing to switch off. A bar is drawn only on a terminal that can
 move its cursor; elsewhere (a pipe, a log, ``TERM=dumb``) there are plain lines, few of them.
 """
 

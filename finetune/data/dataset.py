@@ -41,13 +41,13 @@ class DataReport:
     def lines(self) -> list[str]:
         """For a person, without the bad rows' list."""
         shapes = ", ".join(f"{count} {shape}" for shape, count in sorted(self.shapes.items()))
-        lines = [f"Rows: {shapes}.", *self.notes]
+        lines = [f"Rows: {shapes or 'none that can be learnt from'}.", *self.notes]
         if self.n_duplicates:
             lines.append(f"{self.n_duplicates} rows say what another says, and are left out.")
         if self.n_cut:
             lines.append(f"{self.n_cut} examples are longer than the limit, and are cut at the end.")
         if self.bad:
-            lines.append(f"{len(self.bad)} bad rows are left out.")
+            lines.append(f"Bad rows, left out: {len(self.bad)}.")
         return lines
 
 

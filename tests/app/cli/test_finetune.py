@@ -81,3 +81,19 @@ def test_a_taken_name_is_refused_before_training(tiny, home, capsys):
     assert train(tiny, "--as", "mine") == 0
     assert train(tiny, "--as", "mine") == 2
     assert "There is an adapter mine already." in capsys.readouterr().err
+
+
+def test_check_says_what_is_in_the_data_and_what_training_needs(tiny, home, tmp_path, capsys):
+    assert main(["finetune", "tiny:hf", "--data", str(tiny), "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "30 prompt/completion" in out
+    assert "what is learnt between « and »" in out
+    assert "Training needs about" in out
+    assert not AdapterStore(home).list()
+
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"foo": 1}\n' + tiny.read_text())
+    assert main(["finetune", "tiny:hf", "--data", str(path), "--check", "--json"]) == 1
+    record = json.loads(capsys.readouterr().out)
+    assert record["needs"] is None
+    assert record["data"]["bad"][0]["source"] == "bad.jsonl:1"

@@ -1,0 +1,52 @@
+"""What training will need, measured in a process of its own: the job behind ``localllm finetune --check``."""
+
+from typing import Any
+
+from finetune.recipe import Recipe
+from localllm.jobs.context import JobContext
+from localllm.jobs.record import JobSpec
+from localllm.memory import machine_memory
+from localllm.mlx_setup import prepare_process
+from localllm.models.store import ModelStore
+from localllm.settings import load_settings
+
+
+def plan_spec(recipe: Recipe) -> JobSpec:
+    """The job that measures ``recipe``, whose model is in MLX's form."""
+    arguments = {"recipe": recipe.model_dump(mode="json")}
+    return JobSpec("check", f"what {recipe.model} needs", "finetune.plan_job:plan", arguments, interrupt="cancel")
+
+
+def plan(context: JobContext) -> dict[str, Any]:
+    """Load the model, measure a few steps; the result holds ``peak`` and ``budget`` in bytes, ``seconds``, ``updates``.
+
+    Raises:
+        MemoryFitError: It does not fit.
+    """
+    recipe = Recipe.model_validate(context.arguments["recipe"])
+    settings = load_settings(context.home.settings_file)
+    prepare_process(settings.threads, cpu=settings.gpu_layers == 0)
+    # Deferred: mlx binds its BLAS as it is imported, so what imports it comes after prepare_process.
+    from finetune.base import load_base
+    from finetune.data.dataset import load_dataset
+    from finetune.data.formatter import ChatFormatter
+    from finetune.ranks import Ranks
+    from finetune.session import Session
+    from finetune.tokenizer import load_tokenizer
+
+    store = ModelStore(context.home)
+    manifest = store.resolve(recipe.model)
+    formatter = ChatFormatter(load_tokenizer(store, manifest), recipe.train_on)
+    data = load_dataset(recipe, formatter, check_cancelled=context.check_cancelled)
+    base = load_base(store.file(manifest).parent)
+    budget = machine_memory(settings.memory_gb).budget
+    session = Session(recipe, base, data, context, budget, lambda _chat, _longest: "", Ranks())
+    made = session.make_plan()
+    n_tokens = made.schedule.n_steps * made.schedule.accumulate * made.rows * made.capacity
+    return {
+        "peak": made.fitted.predicted,
+        "budget": budget,
+        "seconds": n_tokens * made.fitted.seconds_per_token,
+        "updates": made.schedule.n_steps,
+        "note": made.fitted.note,
+    }
