@@ -1,4 +1,4 @@
-"""What ``localllm quantize MODEL --to TYPE`` does, as a job: any model in, one GGUF file out, with its lineage."""
+"""What ``localllm quantize MODEL --to TYPE`` does, as a job: any model in, a smaller one out, with its lineage."""
 
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,6 +9,7 @@ from localllm.errors import QuantizeError, UsageError
 from localllm.jobs.context import JobContext
 from localllm.jobs.events import Message, Progress
 from localllm.jobs.record import JobSpec
+from localllm.mlx_setup import prepare_process
 from localllm.models.manifest import Manifest
 from localllm.models.names import parse_model_name
 from localllm.models.register import Making, named, register, require_free
@@ -21,6 +22,7 @@ from quant.importance import ImportanceChoice, obtain_imatrix
 from quant.llama_choices import QuantizeChoices
 from quant.llama_plan import QuantizePlan, plan_types
 from quant.llama_quantize import quantize_gguf
+from quant.mlx_types import MLX_TYPES
 
 _NOTHING_MEASURED = ImportanceMatrix({}, (), 0, 0)
 
@@ -31,7 +33,7 @@ class QuantizeWish:
 
     Attributes:
         model: Its name in the store.
-        to: The type: ``q4_k_m``.
+        to: The type: ``q4_k_m`` (GGUF), ``mlx-4bit`` (a directory for MLX).
         imatrix: See :class:`quant.importance.ImportanceChoice`.
         overrides: ``REGEX=TYPE`` rules for single tensors.
         as_name: What to call the result; empty for MODEL:TYPE.
@@ -53,6 +55,8 @@ def quantize_spec(store: ModelStore, wish: QuantizeWish) -> tuple[JobSpec, Manif
         StoreError: The name is taken by another model.
     """
     parent = store.resolve(wish.model)
+    if wish.to in MLX_TYPES:
+        return _mlx_spec(store, parent, wish)
     choices = QuantizeChoices.parse(wish.to, wish.overrides)
     to = choices.file_type.name
     if parent.format == "gguf" and parent.quantization.lower() == to and not wish.overrides:
@@ -70,6 +74,16 @@ def quantize_spec(store: ModelStore, wish: QuantizeWish) -> tuple[JobSpec, Manif
     return spec, require_free(store, _making(store, arguments))
 
 
+def _mlx_spec(store: ModelStore, parent: Manifest, wish: QuantizeWish) -> tuple[JobSpec, Manifest | None]:
+    if wish.overrides or wish.imatrix not in ("default", "none"):
+        raise UsageError(f"{wish.to} takes no importance matrix and no rules for single tensors.", "Leave them out.")
+    name = named(parent, wish.to, parse_model_name(wish.as_name) if wish.as_name else None)
+    model = str(parent.model_name)
+    arguments = {"model": model, "to": wish.to, "imatrix": "none", "overrides": [], "name": str(name)}
+    spec = JobSpec("quantize", f"{model} to {wish.to}", "quant.quantize_job:quantize", arguments)
+    return spec, require_free(store, _making(store, arguments))
+
+
 def quantize(context: JobContext) -> dict[str, Any]:
     """Quantize a model; the result holds its ``name``, ``manifest``, ``bits``, ``warnings`` and a ``summary``."""
     store = ModelStore(context.home)
@@ -82,8 +96,11 @@ def quantize(context: JobContext) -> dict[str, Any]:
         waits = partial(context.emit, Message("info", f"Another process makes {making.name}: waiting for it."))
         with context.interruptible(), workspace.exclusive(workspace.key(f"make {making.name}"), waits) as work:
             try:
-                made, plan = _quantize(store, making.parent, work, context)
-                bits, warnings = plan.bits, plan.warnings
+                if context.arguments["to"] in MLX_TYPES:
+                    made = _quantize_mlx(store, making.parent, work, context)
+                else:
+                    made, plan = _quantize(store, making.parent, work, context)
+                    bits, warnings = plan.bits, plan.warnings
                 checking = partial(_check_progress, context)
                 found = require_free(store, making) or register(store, made, making, checking)
             finally:
@@ -108,6 +125,8 @@ def plan_quantize(
     """
     arguments = spec.arguments
     parent = store.resolve(arguments["model"])
+    if arguments["to"] in MLX_TYPES:
+        raise UsageError(f"There is no plan of {arguments['to']}: its tensors are chosen as they are read.")
     source = source_gguf(store, parent, work, progress=progress, check_cancelled=check_cancelled)
     choices = QuantizeChoices.parse(arguments["to"], arguments["overrides"])
     imatrix = _NOTHING_MEASURED if ImportanceChoice(arguments["imatrix"]).is_used else None
@@ -174,6 +193,23 @@ def _quantize(store: ModelStore, parent: Manifest, work: Path, context: JobConte
     if len(made.files) != 1:
         raise QuantizeError(f"llama.cpp wrote {len(made.files)} files where one was expected.")
     return target, made.plan
+
+
+def _quantize_mlx(store: ModelStore, parent: Manifest, work: Path, context: JobContext) -> Path:
+    """Quantize to one of MLX's types, into a directory of its own under ``work``."""
+    prepare_process(0, cpu=False)
+    from quant.mlx_quantize import quantize_mlx  # deferred: mlx binds its BLAS as it is imported, and mlx-lm takes 2 s
+
+    file = store.file(parent)
+    quantize_mlx(
+        file if parent.format == "gguf" else file.parent,
+        work / "model",
+        context.arguments["to"],
+        progress=telling(context, "quantize"),
+        check_cancelled=context.check_cancelled,
+        notice=lambda text: context.emit(Message("warning", text)),
+    )
+    return work / "model"
 
 
 def _check_progress(context: JobContext, done: int, total: int) -> None:

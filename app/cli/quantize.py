@@ -1,4 +1,4 @@
-"""``localllm quantize MODEL --to TYPE``: a smaller model, by llama.cpp's types, with an importance matrix."""
+"""``localllm quantize MODEL --to TYPE``: a smaller model, by llama.cpp's types or MLX's."""
 
 import argparse
 import json
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 _HELP = """examples:
   localllm quantize smollm2-135m --to q4_k_m
   localllm quantize mymodel:hf --to iq3_xxs --imatrix chats --as mymodel:small
+  localllm quantize mymodel --to mlx-4bit
   localllm quantize qwen3-4b --fit 3GB --ctx 8192
   localllm quantize mymodel --to q4_k_m --override 'ffn_down=q6_k' --dry-run
+
+MLX's types: mlx-2bit to mlx-8bit, mlx-mixed, mlx-mixed-3-6, mxfp4, nvfp4, mxfp8; and mlx-awq and mlx-dwq, which are
+fitted to a text of our own.
 
 The source may be GGUF, or a directory of Hugging Face's or MLX's form. The importance matrix says which inputs of each
 matrix matter: it is measured on a text of our own (default), on your chats, or read from a file, and kept on this disk.
@@ -34,7 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.epilog = _HELP
     parser.add_argument("model", metavar="MODEL", help="name or name:variant")
-    parser.add_argument("--to", metavar="TYPE", help="q8_0, q6_k, q5_k_m, q4_k_m, iq4_xs, q3_k_m, iq3_xxs, q2_k, …")
+    parser.add_argument(
+        "--to",
+        metavar="TYPE",
+        help="q8_0, q6_k, q5_k_m, q4_k_m, iq3_xxs, q2_k, … for GGUF; mlx-4bit, mlx-mixed, mxfp4, … for MLX",
+    )
     parser.add_argument("--fit", metavar="SIZE", help="the best mix of types for that memory: 3GB, 800MB")
     parser.add_argument("--ctx", type=int, default=0, metavar="N", help="with --fit: tokens of context that fit too")
     parser.add_argument(

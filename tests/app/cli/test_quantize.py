@@ -120,3 +120,17 @@ def test_what_cannot_be_is_said_before_a_job_begins(tiny, home, capsys, words, c
     assert main(["quantize", "tiny", *words]) == code
     assert said in capsys.readouterr().err
     assert len(JobStore(home).list()) == before
+
+
+def test_to_one_of_mlx_s_types(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert main(["pull", str(write_hf_model(tmp_path / "tiny", "llama")), "--as", "tiny:hf"]) == 0
+    assert main(["quantize", "tiny:hf", "--to", "mlx-4bit"]) == 0
+    assert "tiny:mlx-4bit" in capsys.readouterr().out
+    store = ModelStore(home)
+    manifest = store.resolve("tiny:mlx-4bit")
+    assert manifest.parent.how == "quantize tiny:hf --to mlx-4bit --imatrix none --as tiny:mlx-4bit"
+    config = json.loads((store.file(manifest).parent / "config.json").read_text())
+    assert config["quantization"]["bits"] == 4
+    for words in (["--override", "ffn=q8_0"], ["--imatrix", "chats"], ["--dry-run"]):
+        assert main(["quantize", "tiny:hf", "--to", "mlx-8bit", *words]) == 2
