@@ -162,7 +162,7 @@ def print_table(results: dict[str, list[Figures]]) -> None:
     """Medians, and the ratio of ours to each peer's."""
     names = list(results)
     print(f"{platform.processor() or platform.machine()}, {platform.system()}, medians of {len(results[names[0]])}\n")
-    peers = names[1:]
+    peers = names[1:] if names[0] == "localllm" else []
     print("| | " + " | ".join(names) + "".join(f" | ours / {peer}" for peer in peers) + " |")
     print("|---" * (1 + len(names) + len(peers)) + "|")
     for figure in results[names[0]][0]:
