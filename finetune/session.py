@@ -28,6 +28,7 @@ from finetune.recompute import chosen
 from finetune.resolve import batch_tokens, capacity_of, schedule_of
 from finetune.steps import Stepper
 from finetune.trainer import Progress, Schedule, Trainer
+from localllm.errors import DataError
 from localllm.files import write_atomic
 from localllm.jobs.context import JobContext
 from localllm.jobs.events import Message
@@ -114,6 +115,7 @@ class Session:
         Raises:
             MemoryFitError: It does not fit.
             DivergedError: The loss is no number.
+            DataError: The data is not what it was when the run began.
             JobCancelledError: It was cancelled; what was done is saved.
         """
         plan = self._plan()
@@ -155,12 +157,17 @@ class Session:
         path = self._context.out / _PLAN
         if path.exists():
             record = json.loads(path.read_text(encoding="utf-8"))
+            if record.pop("data") != self._data.sha256:
+                raise DataError(
+                    "The data has changed since this training began.",
+                    "Put it back as it was to go on, or start a new training.",
+                )
             schedule, fitted = Schedule(**record.pop("schedule")), Fitted(**record.pop("fitted"))
             return Plan(schedule=schedule, fitted=fitted, **record)
         plan = self.make_plan()
         if plan.fitted.note:
             self._context.emit(Message("info", plan.fitted.note))
-        write_atomic(path, json.dumps(asdict(plan), indent=2) + "\n")
+        write_atomic(path, json.dumps({**asdict(plan), "data": self._data.sha256}, indent=2) + "\n")
         return plan
 
     def make_plan(self) -> Plan:

@@ -1,6 +1,7 @@
 """A run is laid out, fits, trains, and goes on after it was broken off."""
 
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
@@ -13,7 +14,7 @@ from finetune.observer import read_history
 from finetune.ranks import Ranks
 from finetune.recipe import Recipe, make_recipe, read_recipe, write_recipe
 from finetune.session import Session, describe
-from localllm.errors import JobCancelledError, MemoryFitError, UsageError
+from localllm.errors import DataError, JobCancelledError, MemoryFitError, UsageError
 from localllm.jobs.events import Checkpoint, Evaluation, Sample, Step
 from tests.fakes.tiny_llama import random_examples, tiny_llama
 
@@ -46,11 +47,11 @@ class Context:
         return [event for event in self.events if isinstance(event, kind)]
 
 
-def session(context, budget=1 << 30, **changes):
+def session(context, budget=1 << 30, data=DATA, **changes):
     fields = {"model": "tiny", "data": ("rows.jsonl",), "rank": 4, "learning_rate": 1e-2, "batch_tokens": 128}
     recipe = Recipe(**{**fields, "steps": 12, "eval_every": 4, "save_every": 5, **changes})
     base = Base(tiny_llama(), {"model_type": "llama"}, 97, mx.float32, on_cpu=True)
-    return recipe, Session(recipe, base, DATA, context, budget, lambda chat, _n: f"to {chat[-1]['content']}", Ranks())
+    return recipe, Session(recipe, base, data, context, budget, lambda chat, _n: f"to {chat[-1]['content']}", Ranks())
 
 
 def test_it_tells_trains_and_reports(tmp_path):
@@ -85,6 +86,13 @@ def test_a_cancelled_run_saves_and_goes_on_with_the_same_losses(tmp_path):
     history = read_history(rest.out)
     assert [record["step"] for record in history if "loss" in record] == list(range(1, 13))
     assert loss_curve(history, "a < b").startswith("<svg")
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    with pytest.raises(JobCancelledError):
+        session(Context(tmp_path, cancel_after=3))[1].run()
+    with pytest.raises(DataError, match="has changed"):
+        session(Context(tmp_path), data=replace(DATA, sha256="cd" * 32))[1].run()
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(tmp_path):
