@@ -1,9 +1,9 @@
-"""A plot in a terminal: points in data coordinates become lines of text, drawn with braille dots (2 x 4 in a cell).
+r"""A plot in a terminal: points in data coordinates become lines of text, drawn with braille dots (2 x 4 in a cell).
 
 Nothing here knows Textual. A widget makes its Content of what :func:`plot` returns::
 
     lines = plot([Series(train, style="$accent"), Series(held_out, mark="o")], 60, 12, Axis("step"), Axis("loss"))
-    Content("\\n").join(Content.assemble(*line) for line in lines)
+    Content("\n").join(Content.assemble(*line) for line in lines)
 
 Series stay apart without colour: give those beyond the first a ``mark``.
 """
@@ -78,8 +78,10 @@ def plot(
 
     Args:
         series: The last one lies on top.
-        width, height: Of the whole, in cells; nothing is drawn in less than 12 x 4.
-        x, y: The axes.
+        width: Of the whole, in cells; nothing is drawn in less than 12.
+        height: As ``width``; at least 4.
+        x: The horizontal axis.
+        y: The vertical axis.
         axis_style: Of axes and numbers.
 
     Returns:

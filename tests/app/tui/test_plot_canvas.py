@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -46,7 +47,7 @@ def test_logarithmic_axes():
     lines = drawn(series, x=Axis(log=True), y=Axis(log=True), width=60, height=20)
     places = [(row, line.index("x")) for row, line in enumerate(lines) if "x" in line]
     assert len(places) == 6
-    steps = {(b[0] - a[0], b[1] - a[1]) for a, b in zip(places, places[1:], strict=False)}
+    steps = {(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(places)}
     assert all(3 <= down <= 4 and 10 <= right <= 12 for down, right in steps)  # equal ratios, equal distances
     assert any(line.lstrip().startswith("0.001┤") for line in lines)
 
@@ -62,7 +63,7 @@ def test_labels_stand_beside_points_and_cover_none():
 
 def test_many_points_look_like_all_of_them():
     """What is left out is what nobody would see: every dot of the whole line is there."""
-    rng = random.Random(0)  # noqa: S311
+    rng = random.Random(0)
     points = [(float(step), rng.random()) for step in range(20_000)]
     highest = max(range(20_000), key=lambda step: points[step][1])
     lines = drawn(Series(points), width=60, height=20)
