@@ -60,17 +60,17 @@ def train(context: JobContext) -> dict[str, Any]:
 
     store = ModelStore(context.home)
     manifest = in_mlx_form(store, store.resolve(recipe.model), context)
-    tokenizer = load_tokenizer(store, manifest)
+    formatter = ChatFormatter(load_tokenizer(store, manifest), recipe.train_on)
     data = load_dataset(
         recipe,
-        ChatFormatter(tokenizer, recipe.train_on),
+        formatter,
         progress=lambda item, done, total: context.emit(Progress("read", done, total, item)),
         check_cancelled=context.check_cancelled,
     )
     for line in data.report.lines():
         say(line)
     base = load_base(store.file(manifest).parent)
-    speak = speaker(base.model, tokenizer, end_tokens(base.config, tokenizer))
+    speak = speaker(base.model, formatter, end_tokens(base.config, formatter.tokenizer))
     budget = machine_memory(settings.memory_gb).budget
     outcome = Session(recipe, base, data, context, budget, speak, Ranks.join()).run()
     report = describe(recipe, data, outcome, say)

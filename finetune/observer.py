@@ -1,6 +1,7 @@
 """Tells the job's events of a run, keeps its history, saves its checkpoints, and lets the model speak."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import mlx.core as mx
 
 from finetune.checkpoints import Checkpoints
 from finetune.trainer import Progress, Trainer, Update
+from localllm.files import disk_full_as_error
 from localllm.jobs.context import JobContext
 from localllm.jobs.events import Checkpoint, Evaluation, Sample, Step
 
@@ -81,8 +83,13 @@ class JobObserver:
         return self.trainer
 
     def _keep(self, record: dict[str, Any]) -> None:
-        with (self._context.out / HISTORY).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        path = self._context.out / HISTORY
+        with disk_full_as_error(path), path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":  # a full disk tore the last line
+                    file.write(b"\n")
+            file.write(json.dumps(record).encode() + b"\n")
 
 
 def read_history(out: Path, *, until: int | None = None) -> list[dict[str, Any]]:

@@ -119,6 +119,7 @@ class Session:
             JobCancelledError: It was cancelled; what was done is saved.
         """
         plan = self._plan()
+        mx.random.seed(self._recipe.seed)  # measuring has drawn from it, and a run that goes on measures nothing
         config = adapter_config(self._recipe, self._keys, len(self._base.model.layers))
         checkpoints = Checkpoints(self._context.directory / "checkpoints", config)
         observer = JobObserver(self._context, checkpoints, self._speak, self._data.prompts[: self._recipe.samples])

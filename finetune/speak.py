@@ -6,15 +6,16 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from finetune.data.formatter import ChatFormatter
 from finetune.observer import Chat, Speak
 
 
-def speaker(model: nn.Module, tokenizer: Any, end_tokens: Sequence[int]) -> Speak:
+def speaker(model: nn.Module, formatter: ChatFormatter, end_tokens: Sequence[int]) -> Speak:
     """A function that answers chats with ``model`` as it is at the moment.
 
     Args:
         model: Of mlx-lm, with its adapters.
-        tokenizer: Of transformers, with a chat template.
+        formatter: Of the model.
         end_tokens: Ids that end an answer.
     """
     from mlx_lm.models.cache import make_prompt_cache  # deferred: 2 s
@@ -22,9 +23,8 @@ def speaker(model: nn.Module, tokenizer: Any, end_tokens: Sequence[int]) -> Spea
     ends = set(end_tokens)
 
     def speak(chat: Chat, longest: int) -> str:
-        prompt = tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, return_dict=False)
         cache = make_prompt_cache(model)
-        tokens = mx.array([prompt])
+        tokens = mx.array([formatter.prompt(chat)])
         answer: list[int] = []
         while len(answer) < longest:
             token = int(model(tokens, cache=cache)[0, -1].argmax().item())
@@ -32,7 +32,7 @@ def speaker(model: nn.Module, tokenizer: Any, end_tokens: Sequence[int]) -> Spea
                 break
             answer.append(token)
             tokens = mx.array([[token]])
-        return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+        return str(formatter.tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
     return speak
 

@@ -19,7 +19,12 @@ _MAGIC = {
     b"PK\x03\x04": "a ZIP archive (or an Office document)",
     b"\x1f\x8b": "a gzip file: unpack it first",
     b"SQLi": "an SQLite database",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"\x7fELF": "a program",
 }
+_PARQUET = b"PAR1"
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,8 @@ def read_rows(file: DataFile) -> Iterator[Read]:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     if not size:
         raise DataError(f"{path.name} is empty.")
-    if head[:4] in _MAGIC or head[:2] in _MAGIC:
-        raise DataError(f"{path.name} is {_MAGIC.get(head) or _MAGIC[head[:2]]}, not a data file.")
+    if kind := _wrong_kind(head, wants_parquet=reader is _parquet):
+        raise DataError(f"{path.name} is {kind}, not a data file.")
     if reader is None:
         raise DataError(f"{path.name} is of no known kind.", f"Files end in {', '.join(_READERS)}.")
     n_rows = 0
@@ -117,6 +122,13 @@ def read_rows(file: DataFile) -> Iterator[Read]:
         ) from error
     if not n_rows:
         raise DataError(f"{path.name} holds no rows.")
+
+
+def _wrong_kind(head: bytes, *, wants_parquet: bool) -> str:
+    """What a file that begins with ``head`` is; empty where it may be what its name says."""
+    if head == _PARQUET:
+        return "" if wants_parquet else "a Parquet file by another name"
+    return _MAGIC.get(head) or _MAGIC.get(head[:2]) or ("no Parquet file" if wants_parquet else "")
 
 
 def _jsonl(path: Path) -> Iterator[Read]:
@@ -174,14 +186,17 @@ def _csv(path: Path) -> Iterator[Read]:
 
 def _parquet(path: Path) -> Iterator[Read]:
     try:
-        from pyarrow import parquet  # deferred: optional, 40 MB
+        from pyarrow import ArrowException, parquet  # deferred: optional, 120 MB
     except ImportError:
         raise UsageError(f"Reading {path.name} needs pyarrow.", "Install it: pip install pyarrow") from None
     number = 0
-    for batch in parquet.ParquetFile(path).iter_batches():
-        for fields in batch.to_pylist():
-            number += 1
-            yield RawRow(fields, f"{path.name}, row {number}")
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches():
+            for fields in batch.to_pylist():
+                number += 1
+                yield RawRow(fields, f"{path.name}, row {number}")
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path.name} is damaged after row {number}: {str(error).splitlines()[0]}") from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Read]]] = {

@@ -46,6 +46,16 @@ class ChatFormatter:
         """The tokenizer."""
         return self._tokenizer
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """What the answer to ``messages`` comes after; without a chat template the text of the last one.
+
+        Raises:
+            RowError: The template refuses it.
+        """
+        if self._template:
+            return self._render(messages, (), prompt=True)
+        return self._with_ends(self._encode(str(messages[-1]["content"])), end=False)
+
     def examples(self, content: Chat | Completion | Text, source: str) -> list[Example]:
         """The examples of a row; several where a template writes history anew.
 
@@ -162,7 +172,7 @@ class ChatFormatter:
 
     def _completion(self, prompt: str, completion: str, source: str) -> Example:
         # Apart, so that no token crosses the boundary: at the end of a prompt nobody knows what follows.
-        asked = self._with_ends(self._encode(prompt), end=False)
+        asked = self.prompt([{"role": "user", "content": prompt}])
         answered = self._with_ends(self._encode(completion), begin=False)
         mask = np.arange(len(asked) + len(answered)) >= len(asked)
         return _example([*asked, *answered], mask | (self._train_on == "all"), source)

@@ -1,7 +1,9 @@
 """A run is laid out, fits, trains, and goes on after it was broken off."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -14,7 +16,7 @@ from finetune.observer import read_history
 from finetune.ranks import Ranks
 from finetune.recipe import Recipe, make_recipe, read_recipe, write_recipe
 from finetune.session import Session, describe
-from localllm.errors import DataError, JobCancelledError, MemoryFitError, UsageError
+from localllm.errors import DataError, DiskFullError, JobCancelledError, MemoryFitError, UsageError
 from localllm.jobs.events import Checkpoint, Evaluation, Sample, Step
 from tests.fakes.tiny_llama import random_examples, tiny_llama
 
@@ -86,6 +88,32 @@ def test_a_cancelled_run_saves_and_goes_on_with_the_same_losses(tmp_path):
     history = read_history(rest.out)
     assert [record["step"] for record in history if "loss" in record] == list(range(1, 13))
     assert loss_curve(history, "a < b").startswith("<svg")
+
+
+def test_a_torn_line_of_the_history_costs_only_itself(tmp_path):
+    context = Context(tmp_path)
+    (context.out / "history.jsonl").write_text('{"step": 1, "los')
+    session(context, steps=2)[1].run()
+    assert [record["step"] for record in read_history(context.out) if "loss" in record] == [1, 2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_a_disk_too_full_for_the_history_is_said(tmp_path):
+    context = Context(tmp_path)
+    (context.out / "history.jsonl").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=r"history\.jsonl could not be written"):
+        session(context)[1].run()
+
+
+def test_measuring_draws_nothing_from_the_run(tmp_path):
+    """A run that goes on before its first checkpoint measures nothing, and must draw the same dropout."""
+    losses = []
+    for _ in range(2):
+        context = Context(tmp_path)
+        session(context, dropout=0.3, steps=2, save_every=9)[1].run()
+        losses.append([step.metrics["gradient_norm"] for step in context.of(Step)])
+        shutil.rmtree(tmp_path / "checkpoints")
+    assert losses[0] == losses[1]
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path):

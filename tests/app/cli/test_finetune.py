@@ -67,14 +67,39 @@ def test_what_cannot_be_is_said_before_a_job_begins(tiny, home, tmp_path, capsys
     [
         (b"", "is empty"),
         (b"GGUF\x03\x00\x00\x00", "a GGUF model"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "a PNG picture"),
+        (b"PAR1\x15\x04", "a Parquet file by another name"),
         (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', "rows.jsonl:2"),
+        (b'{"prompt": "a", "completion": "b"}\n{"prompt": "a", "com\n', "rows.jsonl:2: it is no JSON"),
     ],
 )
-def test_bad_data_fails_with_its_reason(tiny, tmp_path, capsys, content, said):
+def test_bad_data_fails_with_its_reason(tiny, home, tmp_path, capsys, content, said):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     assert train(path) == 1
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
+    assert path.read_bytes() == content
+    assert not AdapterStore(home).list()
+
+
+def test_chats_need_a_chat_template_and_text_does_not(tiny, home, tmp_path, capsys):
+    directory = write_hf_model(tmp_path / "plain", "llama", seed=1)
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert main(["pull", str(directory), "--as", "plain:hf"]) == 0
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    chats.write_text(json.dumps({"messages": turns}) + "\n")
+    capsys.readouterr()
+    assert main(["finetune", "plain:hf", "--data", str(chats)]) == 1
+    err = capsys.readouterr().err
+    assert "chats.jsonl:1: it is a chat, and this model has no chat template" in err
+    assert "rows of prompt and completion" in err
+    assert main(["finetune", "plain:hf", "--data", str(tiny), "--steps", "2", "--rank", "4"]) == 0
+    assert "plain+my-rows" in capsys.readouterr().out
 
 
 def test_a_taken_name_is_refused_before_training(tiny, home, capsys):
