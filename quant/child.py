@@ -23,8 +23,9 @@ CheckCancelled = Callable[[], None]
 
 _POLL_SECONDS = 0.1
 _LAST_WORDS = 4096  # bytes of the log that are looked at
-# ggml would start a debugger on itself before it aborts, which takes minutes and prints thousands of lines.
-_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
+# ggml would start a debugger on itself before it aborts, which takes minutes and prints thousands of lines. And
+# OpenMP's threads would spin for milliseconds while they wait for each other: beside a compiler llama.cpp then crawls.
+_ENVIRONMENT = {"GGML_NO_BACKTRACE": "1", "GOMP_SPINCOUNT": "1000"}
 
 
 def no_progress(stage: str, done: int, total: int | None) -> None:
