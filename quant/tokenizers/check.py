@@ -20,12 +20,14 @@ class TokenizerCheck:
 
     Attributes:
         n_texts: Texts by kind.
+        n_bytes: Of all texts, in UTF-8.
         different: Texts by kind on which the ids differ without a known reason.
         explained: Texts by reason, where the ids differ because of something that llama.cpp is known not to do.
         example: The first of the texts in ``different``; empty when there is none.
     """
 
     n_texts: Mapping[str, int]
+    n_bytes: int
     different: Mapping[str, int]
     explained: Mapping[str, int]
     example: str = field(default="", repr=False)
@@ -73,12 +75,13 @@ class LlamaVocabulary:
         return list(room[:count])
 
 
-def check_tokenizer(gguf: Path, directory: Path) -> TokenizerCheck:
+def check_tokenizer(gguf: Path, directory: Path, *, n_random: int = 400) -> TokenizerCheck:
     """Compare the ids that llama.cpp gives for ``gguf`` with those of ``directory``'s tokenizer.json.
 
     Args:
         gguf: A GGUF file; its weights are not read.
         directory: With tokenizer.json.
+        n_random: Random texts of each of two kinds; see :func:`.sample.mixed_text`.
 
     Raises:
         InvalidModelError: One of the two cannot be loaded.
@@ -87,7 +90,7 @@ def check_tokenizer(gguf: Path, directory: Path) -> TokenizerCheck:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = [row["content"] for row in definition.get("added_tokens") or () if row["special"]][:_MAX_SPECIAL]
-    texts = mixed_text([token for token in special if token])
+    texts = mixed_text([token for token in special if token], n_random=n_random)
     different: dict[str, int] = {}
     explained: dict[str, int] = {}
     example = ""
@@ -104,4 +107,5 @@ def check_tokenizer(gguf: Path, directory: Path) -> TokenizerCheck:
                 else:
                     different[kind] = different.get(kind, 0) + 1
                     example = example or text
-    return TokenizerCheck({kind: len(rows) for kind, rows in texts.items()}, different, explained, example)
+    n_bytes = sum(len(text.encode()) for rows in texts.values() for text in rows)
+    return TokenizerCheck({kind: len(rows) for kind, rows in texts.items()}, n_bytes, different, explained, example)
