@@ -128,8 +128,8 @@ def test_minilms_embedding(minilm):
         bert_embedding(directory, MINILM_TOKENS, gelu) for gelu in (exact_gelu, tanh_gelu, table_gelu)
     )
     assert off(exact, expected) <= 1e-5
-    # Past bar 1, and the form of GELU is why: the same model with the tanh form is as far from transformers, and one with
-    # the table several times nearer to llama.cpp (what the table rounds up and what down is left to chance).
+    # Past bar 1, and the form of GELU is why: the same model with the tanh form is as far from transformers, and one
+    # with the table several times nearer to llama.cpp (what the table rounds up and what down is left to chance).
     assert 1e-3 < off(llama, expected) <= 2e-3
     assert 1e-3 < off(tanh, expected) <= 2e-3
     assert off(llama, table) <= 3e-4
