@@ -1,10 +1,9 @@
 """The loss curve as an SVG picture."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 720, 400, 56, 40, 32, 16
+from localllm.svg_axes import RIGHT, WIDTH, Axes
 
 Points = Sequence[tuple[float, float]]
 
@@ -18,32 +17,20 @@ def loss_curve(history: Sequence[dict[str, Any]], title: str) -> str:
     low, high = min(losses), max(losses)
     low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
     last = max(steps) or 1.0
-
-    def place(step: float, loss: float) -> tuple[float, float]:
-        x = _LEFT + (_WIDTH - _LEFT - _RIGHT) * step / last
-        return x, _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - loss) / (high - low)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_LEFT}" y="20" font-size="14">{escape(title)}</text>',
-    ]
-    for i in range(5):
-        loss = low + (high - low) * i / 4
-        _, y = place(0, loss)
-        parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text font-size="12" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{loss:.2f}</text>')
-        x, _ = place(last * i / 4, low)
-        parts.append(
-            f'<text font-size="12" x="{x:.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{last * i / 4:.0f}</text>'
-        )
-    parts.append(f'<text x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">updates; loss in nats a token</text>')
-    parts.append(_line([place(*point) for point in train], "#7aa2d6", 1))
-    parts.append(_line([place(*point) for point in valid], "#c0392b", 2))
-    dots = (place(*point) for point in valid)
+    axes = Axes((0.0, last), (low, high))
+    fifths = [i / 4 for i in range(5)]
+    parts = axes.frame(
+        title,
+        "updates; loss in nats a token",
+        [(last * share, f"{last * share:.0f}") for share in fifths],
+        [(low + (high - low) * share, f"{low + (high - low) * share:.2f}") for share in fifths],
+    )
+    parts.append(_line([axes.place(*point) for point in train], "#7aa2d6", 1))
+    parts.append(_line([axes.place(*point) for point in valid], "#c0392b", 2))
+    dots = (axes.place(*point) for point in valid)
     parts.extend(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#c0392b"/>' for x, y in dots)
     legend = "training <tspan fill='#c0392b'>held out</tspan>"
-    parts.append(f'<text x="{_WIDTH - _RIGHT}" y="20" text-anchor="end" fill="#7aa2d6">{legend}</text></svg>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="20" text-anchor="end" fill="#7aa2d6">{legend}</text></svg>')
     return "\n".join(part for part in parts if part) + "\n"
 
 
