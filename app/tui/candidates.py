@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from app.tui.widgets.scatter import Role, Spot
 from localllm.errors import UsageError
 from localllm.memory import MachineMemory, ModelShape, fit, gigabytes, machine_memory
 from localllm.memory_safetensors import files_shape
@@ -11,6 +12,8 @@ from localllm.models.store import ModelStore
 from quant.child import no_progress
 from quant.llama_types import FILE_TYPES
 from quant.quantize_job import QuantizeWish, plan_quantize, quantize_spec
+from quant.report.plot import foot, short_name
+from quant.report.record import Report, Row, kept_report
 
 # The largest first. Not here: floats (that is an export), types for models trained in them, and old forms.
 TYPES = (
@@ -42,6 +45,8 @@ class Candidate:
         fits: Whether it fits in this machine's memory.
         needs: What it takes there, in words.
         notes: What to know before it is made.
+        kl: Mean divergence from the model in nats a token, where a report has measured it.
+        perplexity: On the report's text.
     """
 
     name: str
@@ -51,6 +56,8 @@ class Candidate:
     fits: bool
     needs: str
     notes: tuple[str, ...]
+    kl: float | None = None
+    perplexity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,24 @@ class Compression:
         store: Where it is.
         model: It.
         n_ctx, memory_gb: As the settings have them.
+        report: What was measured of it.
     """
 
     store: ModelStore
     model: Manifest
     n_ctx: int = 0
     memory_gb: float = 0
+    report: Report | None = None
+
+    @classmethod
+    def of(cls, store: ModelStore, name: str, n_ctx: int, memory_gb: float) -> "Compression":
+        """With the last report on the model, where there is one.
+
+        Raises:
+            ModelNotFoundError: There is no such model.
+        """
+        model = store.resolve(name)
+        return cls(store, model, n_ctx, memory_gb, kept_report(store.home, model))
 
     def estimates(self) -> list[Candidate]:
         """Every type, with figures of large models.
@@ -116,4 +135,18 @@ class Compression:
             "required": ("Needs an importance matrix, which is measured first.",),
             "recommended": ("An importance matrix is measured first.",),
         }.get(kind.imatrix, ())
-        return Candidate(name, n_bytes, bits, False, found.fits, needs, (*imatrix, *notes))
+        row = self.report.row_of_type(name) if self.report else None
+        kl, perplexity = (row.kl, row.quality.perplexity.perplexity) if row else (None, None)
+        return Candidate(name, n_bytes, bits, False, found.fits, needs, (*imatrix, *notes), kl, perplexity)
+
+
+def spots_of(report: Report) -> list[Spot]:
+    """What was measured, for the plot in the terminal; the same picture as the report's own."""
+    least = foot(report.rows)
+    return [Spot(short_name(row, report), row.n_bytes, max(row.kl, least), _role(row, report)) for row in report.rows]
+
+
+def _role(row: Row, report: Report) -> Role:
+    if row.kind == "source":
+        return "source"
+    return "beaten" if row.beaten_by else "best" if row == report.recommended else "frontier"

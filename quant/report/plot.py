@@ -7,20 +7,17 @@ from html import escape
 from localllm.svg_axes import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes
 from quant.report.record import Report, Row
 
-_FLOOR = 1e-5  # the source itself has no logarithm; less than this is rounding
+_ROUNDING = 1e-6  # a divergence below this is none
 _COLOURS = {"frontier": "#1f6f5c", "beaten": "#9a9a9a", "source": "#7a4fb5"}
 _LETTER, _LINE = 6.2, 12  # of the labels, in the picture's units
 
 Box = tuple[float, float, float, float]
 
 
-def plotted_kl(row: Row) -> float:
-    """The mean KL divergence; at least the floor, where the source is, because the axis is logarithmic."""
-    return max(row.kl, _FLOOR)
-
-
-def _log_kl(row: Row) -> float:
-    return math.log10(plotted_kl(row))
+def foot(rows: Sequence[Row]) -> float:
+    """Where the source is drawn, which diverges by 0 and has no logarithm: at the power of ten below all others."""
+    least = min((row.kl for row in rows if row.kl > _ROUNDING), default=10 * _ROUNDING)
+    return float(10.0 ** math.floor(math.log10(least / 1.5)))
 
 
 def _size_ticks(low: float, high: float) -> list[tuple[float, str]]:
@@ -33,10 +30,10 @@ def _size_ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(tick, f"{tick / unit:g} {name}") for tick in ticks]
 
 
-def _kl_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Every power of ten from ``low`` to ``high`` (logarithms); the floor is written as 0."""
+def _kl_ticks(low: float, high: float, foot: float) -> list[tuple[float, str]]:
+    """Every power of ten from ``low`` to ``high`` (logarithms); at the foot is 0."""
     whole = range(math.ceil(low), math.floor(high) + 1)
-    return [(power, "0" if power <= math.log10(_FLOOR) else f"{10.0**power:g}") for power in whole]
+    return [(power, "0" if power <= math.log10(foot) + 0.5 else f"{10.0**power:g}") for power in whole]
 
 
 def _size_range(rows: Sequence[Row]) -> tuple[float, float]:
@@ -46,23 +43,18 @@ def _size_range(rows: Sequence[Row]) -> tuple[float, float]:
     return max(low - margin, 0), high + margin
 
 
-def _kl_range(rows: Sequence[Row]) -> tuple[float, float]:
-    """From the floor, or just below the least, to just above the most (logarithms)."""
-    values = [_log_kl(row) for row in rows]
-    return math.floor(min(values) * 2) / 2 - 0.1, math.ceil(max(values) * 2) / 2 + 0.1
-
-
 def quality_plot(report: Report) -> str:
     """The picture. Up is worse, right is larger: what is near the lower left corner is good."""
-    rows = report.rows
-    axes = Axes(_size_range(rows), _kl_range(rows))
+    rows, least = report.rows, foot(report.rows)
+    heights = [math.log10(max(row.kl, least)) for row in rows]
+    axes = Axes(_size_range(rows), (math.log10(least) - 0.15, max(*heights, math.log10(least) + 1) + 0.2))
     parts = axes.frame(
         f"{report.model}: what its smaller forms lose",
         "size of the files; mean KL divergence from the source, nats a token",
         _size_ticks(*axes.x_range),
-        _kl_ticks(*axes.y_range),
+        _kl_ticks(*axes.y_range, least),
     )
-    places = {row.name: axes.place(row.n_bytes, _log_kl(row)) for row in rows}
+    places = {row.name: axes.place(row.n_bytes, height) for row, height in zip(rows, heights, strict=True)}
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in (places[row.name] for row in report.frontier))
     parts.append(f'<polyline points="{line}" fill="none" stroke="{_COLOURS["frontier"]}" stroke-dasharray="4 3"/>')
     taken: list[Box] = [(x - 6, y - 6, x + 6, y + 6) for x, y in places.values()]

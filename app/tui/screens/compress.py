@@ -1,4 +1,4 @@
-"""Make a smaller model: the types that it could have, what each takes, whether it fits; start the job and watch it."""
+"""Make a smaller model: the types that it could have, what each takes and loses, whether it fits; start jobs."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Label, OptionList, Static
@@ -16,22 +16,27 @@ from textual.widgets.option_list import Option
 from textual.worker import Worker, get_current_worker
 
 from app.cli.output import human_bytes
-from app.tui.job_rows import start_or_join
+from app.tui.budget import making_spec, plan_lines, plan_spec
+from app.tui.job_rows import JobRow, start_or_join
 from app.tui.markdown import harmless
-from app.tui.screens.dialogs import ChoiceDialog
+from app.tui.screens.dialogs import ChoiceDialog, ConfirmDialog, LineDialog
 from app.tui.screens.help import HelpScreen
 from app.tui.session import Session
 from app.tui.styles import MUTED
 from app.tui.widgets.job_bar import JobBar
 from app.tui.widgets.key_bar import KeyBar
+from app.tui.widgets.scatter import Scatter, Spot
 from localllm.errors import JobCancelledError, LocalLLMError
 from localllm.jobs.job import Job
+from localllm.jobs.record import JobSpec
 from localllm.models.manifest import Manifest
 from localllm.sanitize import one_line
 
 if TYPE_CHECKING:
     from app.tui.candidates import Candidate
 
+_KINDS = ("quantize", "report")
+_WIDE = 120  # columns from which the list and the plot are side by side
 _NONE = "No model is here yet. F6 leads to the models, and there p fetches one."
 
 
@@ -47,6 +52,9 @@ class CompressScreen(Screen[None]):
     AUTO_FOCUS = "#candidates"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("s", "start", "Start", id="compress.start", tooltip="Make it, as a job; Enter does it too"),
+        Binding("p", "plot", "Plot", id="compress.plot", tooltip="What was measured as a plot, or the list again"),
+        Binding("r", "report", "Measure", id="compress.report", tooltip="Measure what each type loses, as a job"),
+        Binding("b", "budget", "Budget", id="compress.budget", tooltip="Plan the best mix of types for some memory"),
         Binding("m", "models", "Model", id="compress.models", tooltip="Pick another model"),
         Binding("escape", "leave", "Back", id="compress.back", tooltip="Back; what was started goes on"),
         Binding("j", "move(1)", show=False, id="compress.down"),
@@ -59,19 +67,27 @@ class CompressScreen(Screen[None]):
         self._model = model
         self._clock = clock
         self._candidates: dict[str, Candidate] = {}
+        self._spots: Sequence[Spot] = ()
+        self._wants_plot = False  # where there is room for one of both
 
     def compose(self) -> ComposeResult:
-        """The types, below them what is to know of the highlighted one, and what is being done."""
+        """The types and the plot, below them what is to know of the highlighted one, and what is being done."""
         with Vertical(id="compress-main"):
             yield Label(id="compress-title", markup=False)
-            yield OptionList(id="candidates", markup=False)
+            with Horizontal(id="compress-body"):
+                yield OptionList(id="candidates", markup=False)
+                yield Scatter(id="quality")
             yield Static(id="compress-notes", markup=False)
-            yield JobBar(self._session.jobs, ("quantize",), self._clock)
+            yield JobBar(self._session.jobs, _KINDS, self._clock)
         yield KeyBar()
 
     def on_mount(self) -> None:
         """Look what the model could become."""
         self._read()
+
+    def on_resize(self) -> None:
+        """Side by side where there is room."""
+        self._arrange()
 
     def say(self, text: str, severity: Literal["information", "warning", "error"] = "information") -> None:
         """A notice in a corner, for some seconds."""
@@ -82,15 +98,17 @@ class CompressScreen(Screen[None]):
     @work(thread=True, exclusive=True, group="candidates")
     def _read(self) -> None:
         # Deferred: the formats bring numpy (100 ms), which no other screen needs.
-        from app.tui.candidates import Compression
+        from app.tui.candidates import Compression, spots_of
 
         worker, app, settings = get_current_worker(), self.app, self._session.settings
         app.call_from_thread(self._show, {})
+        app.call_from_thread(self._show_plot, ())
         if not self._model:
             return
         try:
-            manifest = self._session.store.resolve(self._model)
-            compression = Compression(self._session.store, manifest, settings.ctx, settings.memory_gb)
+            compression = Compression.of(self._session.store, self._model, settings.ctx, settings.memory_gb)
+            if compression.report is not None:
+                app.call_from_thread(self._show_plot, spots_of(compression.report))
             found = {candidate.name: candidate for candidate in compression.estimates()}
             app.call_from_thread(self._show, dict(found))
             for candidate in compression.plans(list(found.values()), partial(_check, worker)):
@@ -119,6 +137,25 @@ class CompressScreen(Screen[None]):
         self._show_notes()
         self.refresh_bindings()
 
+    def _show_plot(self, spots: Sequence[Spot]) -> None:
+        if self.is_attached:
+            self._spots = spots
+            self.query_one("#quality", Scatter).show(spots)
+            self._arrange()
+            self.refresh_bindings()
+
+    def _arrange(self) -> None:
+        """List, plot, or both."""
+        both = self.size.width >= _WIDE and bool(self._spots)
+        plot = bool(self._spots) and (both or self._wants_plot)
+        main, options = self.query_one("#compress-main"), self.query_one("#candidates", OptionList)
+        main.set_class(both, "both")
+        main.set_class(plot and not both, "plot")
+        if (both or not plot) and self.focused is None:
+            options.focus()
+        for candidate in self._candidates.values():
+            options.replace_option_prompt(candidate.name, self._describe(candidate))
+
     def _show_notes(self) -> None:
         candidate = self._highlighted
         lines: Sequence[str] = [] if self._model else [_NONE]
@@ -136,12 +173,15 @@ class CompressScreen(Screen[None]):
         about = "" if candidate.exact else "~"
         sign = ("✓", "$success") if candidate.fits else ("✗", "$error")
         n_notes = len(candidate.notes)
+        measured = "" if candidate.kl is None else f"  KL {candidate.kl:.4f}  perplexity {candidate.perplexity:.2f}"
+        half = 2 if self.query_one("#compress-main").has_class("both") else 1
         return Content.assemble(
             f"{candidate.name:<10} {about:>2}{human_bytes(candidate.n_bytes):>9} ",
             (f"{about:>2}{candidate.bits:5.2f} bits  ", MUTED),
             sign,
+            measured,
             (f"  {candidate.notes[-1] if n_notes else ''}", MUTED),
-        ).truncate(max(20, self.size.width - 10), ellipsis=True)
+        ).truncate(max(20, self.size.width // half - 10), ellipsis=True)
 
     @on(OptionList.OptionHighlighted, "#candidates")
     def _moved(self) -> None:
@@ -150,13 +190,30 @@ class CompressScreen(Screen[None]):
     @on(JobBar.Ended)
     def _job_ended(self, event: JobBar.Ended) -> None:
         status, title = event.row.status, one_line(event.row.job.spec.title, 60)
-        if status.state == "done":
-            self.say(f"{status.result.get('name', title)} is here. F6 shows it.")
-        elif status.state == "cancelled":
+        if status.state == "cancelled":
             self.say(f"Cancelled: {title}", "warning")
-        else:
+        elif status.state != "done":
             self.say(f"{title}: {status.message} {status.hint}".rstrip(), "error")
+        elif event.row.job.spec.kind == "report":
+            self.say(f"Measured. {one_line(str(status.result.get('summary', '')), 200)}")
+        elif "manifest" not in status.result and "plan" in status.result:
+            self._offer_plan(event.row)
+            return  # nothing has changed
+        else:
+            self.say(f"{status.result.get('name', title)} is here. F6 shows it.")
         self._read()
+
+    def _offer_plan(self, row: JobRow) -> None:
+        title = f"Make {one_line(str(row.job.spec.arguments.get('name', '')), 50)} by this plan?"
+        if not self.is_current:
+            self.say(f"The plan for {one_line(row.job.spec.title, 60)} is made: b shows it.")
+            return
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self._in_thread(partial(self._run, making_spec(row.job.spec)))
+
+        self.app.push_screen(ConfirmDialog(title, plan_lines(row.status.result["plan"]), "makes it"), answered)
 
     # ── keys ──
 
@@ -184,9 +241,30 @@ class CompressScreen(Screen[None]):
         if candidate is not None:
             self._in_thread(partial(self._start, self._model, candidate.name))
 
+    def action_plot(self) -> None:
+        """The plot in the place of the list, or the list again."""
+        self._wants_plot = not self._wants_plot
+        self._arrange()
+
+    def action_report(self) -> None:
+        """Measure what each type loses."""
+        self._in_thread(partial(self._measure, self._model))
+
+    def action_budget(self) -> None:
+        """Ask for a budget, and plan for it."""
+        title = "Memory that it may take, context included: 3GB, 800MB"
+        self.app.push_screen(LineDialog(title, ""), self._plan_for)
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002  Textual's shape
         """Offer only what can be done."""
-        return bool(self._candidates) if action == "start" else True
+        match action:
+            case "start":
+                return bool(self._candidates)
+            case "report" | "budget":
+                return bool(self._model)
+            case "plot":
+                return bool(self._spots) and self.size.width < _WIDE
+        return True
 
     # ── deeds, in threads ──
 
@@ -204,9 +282,28 @@ class CompressScreen(Screen[None]):
 
         spec, found = quantize_spec(self._session.store, QuantizeWish(model, to))
         if found is not None:
-            self.app.call_from_thread(self.say, f"{found.model_name} is here already. F6 shows it.")
+            self._say_here(str(found.model_name))
         else:
-            self.app.call_from_thread(self._follow, start_or_join(self._session.jobs, spec))
+            self._run(spec)
+
+    def _measure(self, model: str) -> None:
+        from quant.report.job import ReportWish, report_spec  # deferred, as above
+
+        self._run(report_spec(self._session.store, ReportWish(model)))
+
+    def _plan_for(self, size: str | None) -> None:
+        if size:
+            self._in_thread(partial(self._plan, self._model, size))
+
+    def _plan(self, model: str, size: str) -> None:
+        spec = plan_spec(self._session.store, model, size, self._session.settings.ctx)
+        self._say_here(spec) if isinstance(spec, str) else self._run(spec)
+
+    def _say_here(self, name: str) -> None:
+        self.app.call_from_thread(self.say, f"{name} is here already. F6 shows it.")
+
+    def _run(self, spec: JobSpec) -> None:
+        self.app.call_from_thread(self._follow, start_or_join(self._session.jobs, spec))
 
     def _follow(self, job: Job) -> None:
         if self.is_attached:

@@ -3,7 +3,7 @@
 import re
 from xml.etree import ElementTree
 
-from quant.report.plot import plotted_kl, quality_plot, short_name
+from quant.report.plot import foot, quality_plot, short_name
 from tests.fakes.models import put_model
 from tests.fakes.reports import made_up_report, made_up_row
 
@@ -53,4 +53,6 @@ def test_the_source_alone_and_two_alike(home):
     for rows in ([], [made_up_row("twin", 271_000_000, 0.0)]):
         report = made_up_report(model, rows=rows)
         ElementTree.fromstring(quality_plot(report))
-        assert plotted_kl(report.source) > 0
+        assert foot(report.rows) > 0
+    report = made_up_report(model)
+    assert foot(report.rows) == 1e-4  # below q8_0, at 0.0008
