@@ -80,6 +80,8 @@ def fit(context: JobContext) -> dict[str, Any]:
     waits = partial(context.emit, Message("info", f"Another process makes {making.name}: waiting for it."))
     with context.interruptible(), workspace.exclusive(workspace.key(f"make {making.name}"), waits) as work:
         try:
+            if not context.arguments["dry_run"] and (made := require_free(store, making)):
+                return {"name": str(made.model_name), "manifest": asdict(made), "summary": _summary(made)}
             check = context.check_cancelled
             source = source_gguf(
                 store, making.parent, work, progress=telling(context, "convert", "B"), check_cancelled=check
@@ -111,8 +113,11 @@ def fit(context: JobContext) -> dict[str, Any]:
             found = register(store, target, making, partial(_check_progress, context))
         finally:
             workspace.discard(work)
-    summary = f"{found.model_name}  {found.size:,} bytes"
-    return {"name": str(found.model_name), "manifest": asdict(found), "plan": record, "summary": summary}
+    return {"name": str(found.model_name), "manifest": asdict(found), "plan": record, "summary": _summary(found)}
+
+
+def _summary(made: Manifest) -> str:
+    return f"{made.model_name}  {made.size:,} bytes"
 
 
 def plan_lines(plan: FitPlan) -> list[str]:

@@ -114,7 +114,7 @@ def measure_sensitivity(
         imatrix: Its importance matrix; without one the types that need it are left out.
         texts: What the model reads while groups are tried.
         work: A directory for quantized copies; one is there at a time.
-        candidates: File types whose base types are tried.
+        candidates: File types whose base types are tried; where scales are measured, ``q3_k_s`` must be one of them.
         scales: Those of another model of the family; then no model runs.
         options: How KL is measured.
         progress: Called with (what, done, total).
