@@ -75,8 +75,7 @@ class Checkpoints:
         state = cast("dict[str, mx.array]", mx.load(str(newest / _OPTIMIZER)))
         optimizer.state = tree_unflatten(list(state.items()))
         record = json.loads((newest / _PROGRESS).read_text(encoding="utf-8"))
-        high, low = record.pop("random")
-        mx.random.seed((high << 32) | low)  # a key is its seed's two halves
+        restore_random(record.pop("random"))
         record["best_loss"] = math.inf if record["best_loss"] is None else record["best_loss"]
         return Progress(**record)
 
@@ -120,11 +119,22 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def random_state() -> list[int]:
+    """``mx.random``'s key, to be restored by :func:`restore_random`."""
+    (key,) = cast("Iterable[mx.array]", mx.random.state)
+    return cast("list[int]", key.tolist())
+
+
+def restore_random(state: list[int]) -> None:
+    """Go on drawing as from ``state``."""
+    high, low = state
+    mx.random.seed((high << 32) | low)  # a key is its seed's two halves
+
+
 def _record(progress: Progress) -> dict[str, Any]:
     record = asdict(progress)
     record["best_loss"] = progress.best_loss if math.isfinite(progress.best_loss) else None  # JSON has no infinity
-    (key,) = cast("Iterable[mx.array]", mx.random.state)
-    return {**record, "random": key.tolist()}
+    return {**record, "random": random_state()}
 
 
 def _sync(path: Path) -> None:

@@ -1,8 +1,13 @@
 """What ``localllm finetune`` does, as a job."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from finetune.data.files import find_files
+from finetune.data.hub import fetch_named
+from finetune.rank_launch import find_hosts, train_together
 from finetune.recipe import Recipe, write_recipe
 from localllm.adapters import AdapterStore
 from localllm.errors import UsageError
@@ -10,38 +15,100 @@ from localllm.files import write_atomic
 from localllm.jobs.context import JobContext
 from localllm.jobs.events import Message, Progress
 from localllm.jobs.record import JobSpec
+from localllm.machine import read_machine
 from localllm.memory import machine_memory
 from localllm.mlx_setup import prepare_process
 from localllm.models.derive import plain_stem, store_name
+from localllm.models.sources.hub_rows import HubRows
 from localllm.models.store import ModelStore
 from localllm.settings import load_settings
 
+_COMMITS = "commits.json"
 
-def train_spec(store: ModelStore, recipe: Recipe) -> JobSpec:
+
+def train_spec(store: ModelStore, recipe: Recipe, *, ranks: int = 1, hosts: str = "") -> JobSpec:
     """The job that follows ``recipe``.
+
+    Args:
+        store: Has the model.
+        recipe: What to train.
+        ranks: Processes on this machine that train together.
+        hosts: A host file of ``mlx.launch`` instead; empty for none.
 
     Raises:
         ModelNotFoundError: There is no such model.
-        UsageError: The adapter's name is taken.
+        UsageError: The adapter's name is taken, or there cannot be such ranks.
     """
     manifest = store.resolve(recipe.model)
-    name = recipe.name or store_name(plain_stem(recipe.data[0].rstrip("/").rsplit("/", 1)[-1].rsplit(".", 1)[0])).name
+    name = recipe.name or _name_after(recipe.data[0])
     if any(adapter.name == name for adapter in AdapterStore(store.home).list()):
         raise UsageError(
             f"There is an adapter {name} already.",
             f"Choose another name with --as, or remove it: localllm models rm +{name}",
         )
+    find_hosts(ranks, hosts)
     settled = recipe.model_copy(update={"model": str(manifest.model_name), "name": name})
-    arguments = {"recipe": settled.model_dump(mode="json")}
+    arguments = {"recipe": settled.model_dump(mode="json"), "ranks": ranks, "hosts": hosts}
     title = f"{manifest.model_name} on {', '.join(recipe.data)}"
     return JobSpec("finetune", title, "finetune.jobs:train", arguments, resumable=True)
+
+
+def _name_after(data: str) -> str:
+    wanted = None if Path(data).exists() else HubRows.parse(data)
+    last = (wanted.repository if wanted else data.rstrip("/")).rsplit("/", 1)[-1]
+    return store_name(plain_stem(last if wanted else last.rsplit(".", 1)[0])).name
 
 
 def train(context: JobContext) -> dict[str, Any]:
     """Follow a recipe; the result holds the adapter's ``name``, the ``report`` and a ``summary``."""
     recipe = Recipe.model_validate(context.arguments["recipe"])
+    hosts = find_hosts(context.arguments.get("ranks", 1), context.arguments.get("hosts", ""))
+    commits = _fetch_data(context, recipe)
+    if len(hosts.names) == 1:
+        return follow_recipe(context, recipe, commits)
+    from finetune.base_model import in_mlx_form  # deferred: the formats, 0.2 s
+
+    store = ModelStore(context.home)
+    in_mlx_form(store, store.resolve(recipe.model), context)  # once, before several want it
+    return train_together(context, hosts, commits)
+
+
+def _fetch_data(context: JobContext, recipe: Recipe) -> dict[str, str]:
+    """Fetch the data sets of the hub that the recipe names; the commit of each, which a run that goes on keeps to."""
+    path = context.out / _COMMITS
+    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    fetched = fetch_named(
+        recipe.data,
+        context.home,
+        commits=known,
+        say=lambda text: context.emit(Message("info", text)),
+        progress=lambda item, done, total: context.emit(Progress("fetch", done, total, item, "B")),
+        check_cancelled=context.check_cancelled,
+    )
+    commits = {text: rows.commit for text, rows in fetched.items()}
+    if commits != known:
+        write_atomic(path, json.dumps(commits, indent=2) + "\n")
+    return commits
+
+
+def follow_recipe(
+    context: JobContext, recipe: Recipe, commits: Mapping[str, str], *, sharing: int = 0
+) -> dict[str, Any]:
+    """Train in this process.
+
+    Args:
+        context: The job.
+        recipe: What to train.
+        commits: Of the data sets of the hub that it names.
+        sharing: Ranks on this machine, this one among them; 0 where it trains alone.
+
+    Returns:
+        As for :func:`train`; nothing where another rank leads.
+    """
+    fetched = fetch_named(recipe.data, context.home, commits=commits)
     settings = load_settings(context.home.settings_file)
-    prepare_process(settings.threads, cpu=settings.gpu_layers == 0)
+    n_threads = settings.threads or (max(1, read_machine().performance_cores // sharing) if sharing else 0)
+    prepare_process(n_threads, cpu=settings.gpu_layers == 0)
     # Deferred: mlx binds its BLAS as it is imported, so what imports it comes after prepare_process.
     from finetune.base import load_base
     from finetune.base_model import in_mlx_form
@@ -58,12 +125,14 @@ def train(context: JobContext) -> dict[str, Any]:
     def say(text: str) -> None:
         context.emit(Message("info", text))
 
+    ranks = Ranks.join() if sharing else Ranks()
     store = ModelStore(context.home)
     manifest = in_mlx_form(store, store.resolve(recipe.model), context)
     formatter = ChatFormatter(load_tokenizer(store, manifest), recipe.train_on)
     data = load_dataset(
         recipe,
         formatter,
+        found=find_files(recipe.data, fetched),
         progress=lambda item, done, total: context.emit(Progress("read", done, total, item)),
         check_cancelled=context.check_cancelled,
     )
@@ -71,9 +140,12 @@ def train(context: JobContext) -> dict[str, Any]:
         say(line)
     base = load_base(store.file(manifest).parent)
     speak = speaker(base.model, formatter, end_tokens(base.config, formatter.tokenizer))
-    budget = machine_memory(settings.memory_gb).budget
-    outcome = Session(recipe, base, data, context, budget, speak, Ranks.join()).run()
+    budget = machine_memory(settings.memory_gb).budget // max(1, sharing)
+    outcome = Session(recipe, base, data, context, budget, speak, ranks).run()
+    if outcome is None:
+        return {}
     report = describe(recipe, data, outcome, say)
+    report["data"]["commits"] = dict(commits)
     history = read_history(context.out)
     write_recipe(context.out / "recipe.yaml", recipe)
     write_atomic(context.out / "report.json", json.dumps(report, indent=2) + "\n")

@@ -92,6 +92,21 @@ class JobObserver:
             file.write(json.dumps(record).encode() + b"\n")
 
 
+class SilentObserver:
+    """That of a rank that only helps: rank 0 tells and saves."""
+
+    trainer: Trainer | None = None
+
+    def updated(self, update: Update) -> None:
+        """Nothing, like all that follows."""
+
+    def evaluated(self, step: int, loss: float, *, best: bool) -> None:
+        """As above."""
+
+    def checkpoint_due(self, progress: Progress, *, best: bool) -> None:
+        """As above."""
+
+
 def read_history(out: Path, *, until: int | None = None) -> list[dict[str, Any]]:
     """What a run has told, one record an update or evaluation; of updates done twice after a resume, the last."""
     path = out / HISTORY

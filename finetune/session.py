@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
 from finetune.base import Base
 from finetune.body import find_body
-from finetune.checkpoints import Checkpoints
+from finetune.checkpoints import Checkpoints, random_state, restore_random
 from finetune.data.dataset import Dataset
 from finetune.lora import adapter_config, add_adapters
 from finetune.memory_plan import Fitted, Probe, fit_run, probe
-from finetune.observer import JobObserver, Speak
+from finetune.observer import JobObserver, SilentObserver, Speak
 from finetune.optimizer import make_optimizer
 from finetune.packing import BatchPlan
 from finetune.ranks import Ranks
@@ -64,8 +65,9 @@ class Outcome:
         progress: Where it ended.
         plan: How it was laid out.
         adapter: Directory of the best adapter.
-        peak: Measured peak of MLX's memory, in bytes.
+        peak: Measured peak of MLX's memory, in bytes; rank 0's.
         keys: The adapted layers.
+        ranks: Processes that trained together.
     """
 
     progress: Progress
@@ -73,6 +75,7 @@ class Outcome:
     adapter: Path
     peak: int
     keys: list[str]
+    ranks: int = 1
 
 
 class Session:
@@ -109,22 +112,23 @@ class Session:
         mx.random.seed(recipe.seed)
         self._keys = add_adapters(base.model, recipe)
 
-    def run(self) -> Outcome:
-        """Train, or go on training.
+    def run(self) -> Outcome | None:
+        """Train, or go on training; None where another rank leads.
 
         Raises:
             MemoryFitError: It does not fit.
             DivergedError: The loss is no number.
-            DataError: The data is not what it was when the run began.
+            DataError: The data is not what it was when the run began, or what rank 0 reads.
             JobCancelledError: It was cancelled; what was done is saved.
         """
         plan = self._plan()
         mx.random.seed(self._recipe.seed)  # measuring has drawn from it, and a run that goes on measures nothing
         config = adapter_config(self._recipe, self._keys, len(self._base.model.layers))
-        checkpoints = Checkpoints(self._context.directory / "checkpoints", config)
-        observer = JobObserver(self._context, checkpoints, self._speak, self._data.prompts[: self._recipe.samples])
+        checkpoints = Checkpoints(self._context.directory / "checkpoints", config) if self._ranks.leads else None
         optimizer = make_optimizer(self._recipe)
         optimizer.init(self._base.model.trainable_parameters())
+        progress = self._begin(checkpoints, optimizer)
+        observer = self._observer(checkpoints)
         batches = BatchPlan(self._data.train, plan.rows, plan.capacity, plan.packed, self._recipe.seed)
         held_out = BatchPlan(self._data.valid, plan.rows, plan.capacity, plan.packed, 0)
         trainer = Trainer(
@@ -138,13 +142,33 @@ class Session:
             observer,
             self._context.check_cancelled,
             self._ranks,
-            checkpoints.restore(self._base.model, optimizer) or Progress(),
+            progress,
         )
         observer.trainer = trainer
         mx.reset_peak_memory()
+        if checkpoints is None or isinstance(observer, SilentObserver):
+            trainer.run()
+            return None
         progress = self._until_done(trainer, checkpoints)
         best = checkpoints.best if checkpoints.best.exists() else checkpoints.newest()
-        return Outcome(progress, plan, best, observer.peak, self._keys)
+        return Outcome(progress, plan, best, observer.peak, self._keys, self._ranks.size)
+
+    def _begin(self, checkpoints: Checkpoints | None, optimizer: optim.Optimizer) -> Progress:
+        """Where the run begins: at rank 0's newest checkpoint, on every rank."""
+        model, ranks = self._base.model, self._ranks
+        found = (checkpoints.restore(model, optimizer) if checkpoints else None) or Progress()
+        if ranks.size == 1:
+            return found
+        model.update(ranks.spread(model.trainable_parameters()))
+        optimizer.state = ranks.spread(optimizer.state)
+        told = ranks.told({"progress": asdict(found), "random": random_state()})
+        restore_random(told["random"])
+        return Progress(**told["progress"])
+
+    def _observer(self, checkpoints: Checkpoints | None) -> JobObserver | SilentObserver:
+        if checkpoints is None:
+            return SilentObserver()
+        return JobObserver(self._context, checkpoints, self._speak, self._data.prompts[: self._recipe.samples])
 
     def _until_done(self, trainer: Trainer, checkpoints: Checkpoints) -> Progress:
         try:
@@ -155,21 +179,35 @@ class Session:
                 checkpoints.save(trainer.model, trainer.optimizer, trainer.progress, best=False)
 
     def _plan(self) -> Plan:
-        path = self._context.out / _PLAN
-        if path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record.pop("data") != self._data.sha256:
+        self._budget = self._ranks.least(self._budget)
+        record = self._ranks.told(self._read_plan() or self._write_plan() if self._ranks.leads else None)
+        if record.pop("data") != self._data.sha256:
+            if not self._ranks.leads:
                 raise DataError(
-                    "The data has changed since this training began.",
-                    "Put it back as it was to go on, or start a new training.",
+                    "The rows here are not those that rank 0 reads.", "Put the same files into the same place."
                 )
-            schedule, fitted = Schedule(**record.pop("schedule")), Fitted(**record.pop("fitted"))
-            return Plan(schedule=schedule, fitted=fitted, **record)
+            raise DataError(
+                "The data has changed since this training began.",
+                "Put it back as it was to go on, or start a new training.",
+            )
+        schedule, fitted = Schedule(**record.pop("schedule")), Fitted(**record.pop("fitted"))
+        return Plan(schedule=schedule, fitted=fitted, **record)
+
+    def _read_plan(self) -> dict[str, Any] | None:
+        path = self._context.out / _PLAN
+        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return found
+
+    def _write_plan(self) -> dict[str, Any]:
         plan = self.make_plan()
         if plan.fitted.note:
             self._context.emit(Message("info", plan.fitted.note))
-        write_atomic(path, json.dumps({**asdict(plan), "data": self._data.sha256}, indent=2) + "\n")
-        return plan
+        if plan.rows * plan.schedule.accumulate < self._ranks.size:
+            text = f"An update has {plan.rows * plan.schedule.accumulate} rows, so some ranks have nothing to do."
+            self._context.emit(Message("warning", text))
+        record = {**asdict(plan), "data": self._data.sha256}
+        write_atomic(self._context.out / _PLAN, json.dumps(record, indent=2) + "\n")
+        return record
 
     def make_plan(self) -> Plan:
         """Lay the run out, measuring what it takes.
@@ -184,7 +222,7 @@ class Session:
             self._context.emit(Message("warning", text))
         capacity = capacity_of(recipe, [*train, *self._data.valid], packed=packed)
         wanted = batch_tokens(recipe, train)
-        micro = recipe.micro_tokens or max(capacity, min(wanted, 1024 if self._base.on_cpu else 4096))
+        micro = max(capacity, recipe.micro_tokens or min(wanted, 1024 if self._base.on_cpu else 4096))
         choices = ("none", "alternate", "all") if recipe.checkpointing == "auto" else (recipe.checkpointing,)
         fitted = fit_run(lambda which: self._probe(packed, which), choices, micro, capacity, self._budget)
         rows = max(1, fitted.micro_tokens // capacity)
@@ -235,6 +273,7 @@ def describe(recipe: Recipe, data: Dataset, outcome: Outcome, say: Callable[[str
         "best_step": progress.best_step,
         "memory": {"predicted": plan.fitted.predicted, "measured": outcome.peak},
         "adapted_layers": outcome.keys,
+        "ranks": outcome.ranks,
     }
     say(f"{progress.step} updates, {progress.supervised} tokens learnt from in {progress.seconds:.0f} s.")
     return report

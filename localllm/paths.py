@@ -50,6 +50,11 @@ class Home:
         return self.root / "adapters"
 
     @property
+    def datasets(self) -> Path:
+        """Rows that were fetched from the hub: ``datasets/<org>--<name>/<commit>/``; made where one is."""
+        return self.root / "datasets"
+
+    @property
     def partial(self) -> Path:
         """Downloads under way; renamed into :attr:`models` when they are whole and verified."""
         return self.root / "partial"

@@ -17,7 +17,9 @@ _EXAMPLES = """examples:
   localllm finetune recipes/sft.yaml                          the same, written down
 
 Rows are chats (messages), prompt and completion, instruction and output, ShareGPT conversations, or text; in JSONL,
-JSON, CSV or Parquet files, or directories of them.
+JSON, CSV or Parquet files, or directories of them. ORG/NAME[/CONFIG][:SPLIT][@REVISION], where there is no such file,
+is a data set of the Hugging Face hub: it is fetched once, and nothing else is asked of a network.
+With --ranks or --hosts several processes train together, started by MLX's own mlx.launch.
 Ctrl-C leaves the training; it goes on, and `localllm jobs watch` shows it again.
 """
 
@@ -28,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL|RECIPE.yaml", help="a model that is here, or a recipe")
-    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="files or directories")
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help="files, directories, or ORG/NAME")
     parser.add_argument("--as", dest="name", metavar="NAME", help="the adapter's name (default: after the data)")
     parser.add_argument("--check", action="store_true", help="look at the rows and what training needs; train nothing")
     parser.add_argument("--method", choices=("lora", "dora", "full"), help="what is trained (lora)")
@@ -45,6 +47,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="highest learning rate (0.0002)")
     parser.add_argument("--seed", type=int, help="of everything random (0)")
     parser.add_argument("--skip-bad", action="store_true", default=None, help="leave bad rows out, and name them")
+    parser.add_argument("--ranks", type=int, default=1, metavar="N", help="processes here that train together (1)")
+    parser.add_argument(
+        "--hosts", default="", metavar="FILE", help="machines that train together: as mlx.launch has it"
+    )
     parser.add_argument("--detach", action="store_true", help="print the job's id and return at once")
     parser.add_argument("--json", action="store_true", help="the result as JSON")
 
@@ -70,7 +76,8 @@ def run(args: argparse.Namespace, home: Home) -> int:
         return run_check(recipe, home, as_json=args.json)
     from finetune.jobs import train_spec
 
-    spec = train_spec(ModelStore(home), recipe)
+    hosts = str(Path(args.hosts).absolute()) if args.hosts else ""
+    spec = train_spec(ModelStore(home), recipe, ranks=args.ranks, hosts=hosts)
     return run_job(home, spec, detach=args.detach, show=_show_json if args.json else None)
 
 

@@ -36,10 +36,14 @@ def run_check(recipe: "Recipe", home: Home, *, as_json: bool) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from finetune.check import check  # deferred: transformers and numpy, 2 s
+    from finetune.data.files import find_files
+    from finetune.data.hub import fetch_named
 
     store = ModelStore(home)
     with _Bars() as bars:
-        report = check(recipe, store, progress=bars.update)
+        fetched = fetch_named(recipe.data, home, say=_say, progress=bars.update)
+        found = find_files(recipe.data, fetched)
+        report = check(recipe, store, found=found, progress=bars.update)
     bad = bool(report.data.bad)
     needs: dict[str, Any] = {}
     if not as_json:
@@ -48,12 +52,17 @@ def run_check(recipe: "Recipe", home: Home, *, as_json: bool) -> int:
     if store.resolve(recipe.model).format != "gguf" and report.n_train and (recipe.skip_bad or not bad):
         from finetune.plan_job import plan_spec
 
-        run_job(home, plan_spec(recipe), show=needs.update)
+        paths = tuple(str(file.path) for file in found[0])
+        run_job(home, plan_spec(recipe.model_copy(update={"data": paths})), show=needs.update)
     if as_json:
         print(json.dumps({**asdict(report), "needs": needs or None}, indent=2, ensure_ascii=False))
     else:
         _show_needs(needs)
     return 1 if bad else 0
+
+
+def _say(text: str) -> None:
+    print(one_line(text), file=sys.stderr)
 
 
 class _Bars(ExitStack):

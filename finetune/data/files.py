@@ -3,12 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from localllm.errors import DataError, UsageError
+from localllm.models.sources.hub_rows import FetchedRows
 
 Part = Literal["train", "valid"]
 
@@ -62,8 +63,12 @@ class DataFile:
     part: Part
 
 
-def find_files(given: Sequence[str]) -> Found:
+def find_files(given: Sequence[str], fetched: Mapping[str, FetchedRows] | None = None) -> Found:
     """The files that are meant, and remarks about what was left out.
+
+    Args:
+        given: Files, directories, names of data sets.
+        fetched: The data sets, by the names that were given.
 
     Raises:
         DataError: There is no such file, or a directory holds none that can be read.
@@ -84,6 +89,11 @@ def find_files(given: Sequence[str]) -> Found:
                     files.append(DataFile(entry, "valid" if stem in _VALID else "train"))
             if not inside:
                 raise DataError(f"The directory {path} holds no data file.", f"Files end in {', '.join(_READERS)}.")
+        elif fetched and text in fetched:
+            found = fetched[text]
+            files.extend(DataFile(path, "valid" if part == "valid" else "train") for path, part in found.files)
+            count = f"{len(found.files)} file{'s' if len(found.files) > 1 else ''}"
+            notes.append(f"{text} is a data set of the Hugging Face hub: {count}, commit {found.commit[:12]}.")
         else:
             raise DataError(f"There is no file or directory {text}.", "Check the path.")
     if not any(file.part == "train" for file in files):
@@ -186,7 +196,7 @@ def _csv(path: Path) -> Iterator[Read]:
 
 def _parquet(path: Path) -> Iterator[Read]:
     try:
-        from pyarrow import ArrowException, parquet  # deferred: optional, 120 MB
+        from pyarrow import ArrowException, parquet  # deferred: optional, 170 MB
     except ImportError:
         raise UsageError(f"Reading {path.name} needs pyarrow.", "Install it: pip install pyarrow") from None
     number = 0

@@ -24,12 +24,14 @@ class FakeRepository:
         commit: The main branch's.
         gated: Answers 403 GatedRepo without the token "hf_good".
         licence: In the model card.
+        configs: In the card of a data set.
     """
 
     files: dict[str, bytes]
     commit: str = COMMIT
     gated: bool = False
     licence: str = "apache-2.0"
+    configs: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -37,7 +39,7 @@ class FakeHub:
     """The server; use it as a context manager.
 
     Attributes:
-        repositories: ``org/repo`` to what it holds.
+        repositories: ``org/repo`` to what it holds; a data set is ``datasets/org/name``.
         requests: Method, path and Range header of every request, in their order.
         cuts: Path to the numbers of bytes after which its next downloads break off (one entry each).
         resets: Whether a cut is a TCP reset instead of a quiet close.
@@ -108,12 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.fake.status:
             return self._error(self.fake.status, "", "out of order")
         parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            name, rest = "/".join(parts[2:4]), parts[4:]
-        elif parts[0] == "cdn":
-            name, rest = "/".join(parts[1:3]), parts[3:]
-        else:
-            name, rest = "/".join(parts[:2]), parts[2:]
+        kept = parts[2:] if parts[:2] == ["api", "models"] else parts[1:] if parts[0] in ("api", "cdn") else parts
+        n_name = 3 if kept[0] == "datasets" else 2
+        name, rest = "/".join(kept[:n_name]), kept[n_name:]
         repository = self.fake.repositories.get(name)
         if repository is None:
             # The real hub does not tell a missing repository from a private one.
@@ -137,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
                 sibling["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
             siblings.append(sibling)
         record = {"id": name, "sha": repository.commit, "siblings": siblings, "tags": [], "private": False,
-                  "cardData": {"license": repository.licence}}  # fmt: skip
+                  "cardData": {"license": repository.licence, "configs": repository.configs}}  # fmt: skip
         data = json.dumps(record).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

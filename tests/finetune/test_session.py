@@ -123,6 +123,23 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
         session(Context(tmp_path), data=replace(DATA, sha256="cd" * 32))[1].run()
 
 
+def test_a_rank_that_reads_other_rows_says_so(tmp_path, monkeypatch):
+    session(Context(tmp_path), steps=1)[1].run()
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    monkeypatch.setattr(Ranks, "told", lambda self, record: plan)
+    monkeypatch.setattr(Ranks, "least", lambda self, number: number)
+    run = session(Context(tmp_path / "other"), data=replace(DATA, sha256="cd" * 32))[1]
+    run._ranks = Ranks(1, 2)
+    with pytest.raises(DataError, match="not those that rank 0 reads"):
+        run.run()
+    assert not (tmp_path / "other" / "out" / "plan.json").exists()
+
+
+def test_fewer_positions_than_a_row_has_mean_one_row(tmp_path):
+    outcome = session(Context(tmp_path), steps=1, micro_tokens=8)[1].run()
+    assert outcome.plan.rows == 1
+
+
 def test_what_does_not_fit_is_refused_before_it_starts(tmp_path):
     with pytest.raises(MemoryFitError, match="needs about"):
         session(Context(tmp_path), budget=1)[1].run()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from localllm import __version__
 from localllm.errors import ChecksumError, DiskFullError, InvalidModelError, NetworkError
@@ -28,6 +28,9 @@ _HEX = re.compile(r"[0-9a-f]{40,64}", re.ASCII)
 _PLAIN_AGENT = {"user-agent": f"localllm/{__version__}"}
 _BROKEN_CONNECTIONS = 5  # in a row, without one new byte
 _PAUSE_SECONDS = 0.5  # after a broken connection; doubled after each that brought nothing
+
+
+Kind = Literal["model", "dataset"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,22 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit."""
+    """A repository at one commit.
+
+    Attributes:
+        commit: Its hash.
+        licence: As its card says.
+        files: All that it holds.
+        configs: Of a data set: its parts, as its card describes them.
+    """
 
     commit: str
     licence: str
     files: tuple[HubFile, ...]
+    configs: tuple[dict[str, Any], ...] = ()
 
 
-def list_repository(repository: str, revision: str) -> Listing:
+def list_repository(repository: str, revision: str, kind: Kind = "model") -> Listing:
     """List a repository: from the hub, or, with the offline switch on, what the cache holds of it.
 
     Raises:
@@ -73,9 +84,11 @@ def list_repository(repository: str, revision: str) -> Listing:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache  # deferred: see the top
 
     if constants.is_offline_mode():
-        return _list_cache(repository, revision)
+        return _list_cache(repository, revision, kind)
     with hub_errors(repository, revision):
-        info = HfApi(endpoint=constants.ENDPOINT, headers=_PLAIN_AGENT).model_info(
+        api = HfApi(endpoint=constants.ENDPOINT, headers=_PLAIN_AGENT)
+        ask: Callable[..., Any] = api.model_info if kind == "model" else api.dataset_info
+        info = ask(
             repository, revision=revision or None, files_metadata=True, timeout=constants.DEFAULT_REQUEST_TIMEOUT
         )
     if not info.sha:
@@ -85,16 +98,22 @@ def list_repository(repository: str, revision: str) -> Listing:
         if sibling.size is None or ".." in sibling.rfilename.replace("\\", "/").split("/"):
             continue  # a path out of the repository has no business in a listing
         found = try_to_load_from_cache(
-            repository, sibling.rfilename, revision=info.sha, cache_dir=constants.HF_HUB_CACHE
+            repository, sibling.rfilename, revision=info.sha, cache_dir=constants.HF_HUB_CACHE, repo_type=kind
         )
         cached = Path(found) if isinstance(found, str) else None
         sha256 = sibling.lfs.sha256 if sibling.lfs else ""
         files.append(HubFile(sibling.rfilename, sibling.size, sha256, "" if sha256 else sibling.blob_id or "", cached))
     licence = info.card_data.get("license") if info.card_data else ""
-    return Listing(info.sha, one_line(licence, 60) if isinstance(licence, str) else "", tuple(files))
+    configs = info.card_data.get("configs") if info.card_data else None
+    return Listing(
+        info.sha,
+        one_line(licence, 60) if isinstance(licence, str) else "",
+        tuple(files),
+        tuple(config for config in configs if isinstance(config, dict)) if isinstance(configs, list) else (),
+    )
 
 
-def _list_cache(repository: str, revision: str) -> Listing:
+def _list_cache(repository: str, revision: str, kind: Kind) -> Listing:
     from huggingface_hub import CacheNotFound, constants, scan_cache_dir  # deferred: see the top
 
     wanted = revision or constants.DEFAULT_REVISION
@@ -104,7 +123,7 @@ def _list_cache(repository: str, revision: str) -> Listing:
         revisions = [
             found
             for repo in repositories
-            if repo.repo_type == "model" and repo.repo_id == repository
+            if repo.repo_type == kind and repo.repo_id == repository
             for found in repo.revisions
             if wanted in found.refs or found.commit_hash == wanted
         ]
@@ -122,7 +141,9 @@ def _list_cache(repository: str, revision: str) -> Listing:
     return Listing(revisions[0].commit_hash, "", tuple(sorted(files, key=lambda file: file.path)))
 
 
-def fetch_file(repository: str, commit: str, file: HubFile, work: Path, report: Report) -> ModelFile:
+def fetch_file(
+    repository: str, commit: str, file: HubFile, work: Path, report: Report, kind: Kind = "model"
+) -> ModelFile:
     """Bring one file into ``work``: from the cache, or from the hub, going on with a partial one.
 
     A file under way is ``<content's hash>.part``, so another version of the file is never appended to it. One that
@@ -146,7 +167,7 @@ def fetch_file(repository: str, commit: str, file: HubFile, work: Path, report: 
         target.unlink()  # the cache is damaged
     part = work / f"{_content_key(commit, file)}.part"
     try:
-        _download(repository, commit, file, part, report)
+        _download(repository, commit, file, part, report, kind)
     except DiskFullError:
         part.unlink(missing_ok=True)
         raise
@@ -167,12 +188,12 @@ def _content_key(commit: str, file: HubFile) -> str:
     return key if _HEX.fullmatch(key) else hashlib.sha256(f"{commit}/{file.path}/{key}".encode()).hexdigest()
 
 
-def _download(repository: str, commit: str, file: HubFile, part: Path, report: Report) -> None:
+def _download(repository: str, commit: str, file: HubFile, part: Path, report: Report, kind: Kind) -> None:
     """Fetch until ``part`` is whole, starting again after a broken connection as long as that brings new bytes."""
     import httpx2  # deferred: comes with huggingface_hub
     from huggingface_hub import constants, hf_hub_url
 
-    url = hf_hub_url(repository, file.path, revision=commit, endpoint=constants.ENDPOINT)
+    url = hf_hub_url(repository, file.path, repo_type=kind, revision=commit, endpoint=constants.ENDPOINT)
     on_bytes = counting(report, "download", file.size, file.name)
     begun, broken = False, 0
     with hub_errors(repository, commit), disk_full_as_error(part):

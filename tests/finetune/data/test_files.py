@@ -60,6 +60,12 @@ def test_csv(tmp_path):
         ("a.json", b'{"a": 1}', "one object"),
         ("a.jsonl", b'{"text": "\xff\xfe"}', "not UTF-8"),
         ("a.docx", b"hello", "of no known kind"),
+        ("a.jsonl", b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+        ("a.jsonl", b"\xff\xd8\xff\xe0", "a JPEG picture"),
+        ("a.jsonl", b"PAR1xxxxPAR1", "a Parquet file by another name"),
+        ("a.parquet", b'{"text": "a"}', "no Parquet file"),
+        ("a.parquet", b"GGUF\x03\x00", "a GGUF model"),
+        ("a.parquet", b"PAR1xxxx", "is damaged after row 0"),
     ],
 )
 def test_a_file_of_the_wrong_kind_is_named(tmp_path, name, content, reason):
