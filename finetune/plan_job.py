@@ -12,13 +12,15 @@ from localllm.settings import load_settings
 
 
 def plan_spec(recipe: Recipe) -> JobSpec:
-    """The job that measures ``recipe``, whose model is in MLX's form."""
+    """The job that measures ``recipe``."""
     arguments = {"recipe": recipe.model_dump(mode="json")}
     return JobSpec("check", f"what {recipe.model} needs", "finetune.plan_job:plan", arguments, interrupt="cancel")
 
 
 def plan(context: JobContext) -> dict[str, Any]:
     """Load the model, measure a few steps; the result holds ``peak`` and ``budget`` in bytes, ``seconds``, ``updates``.
+
+    A GGUF model is unpacked first, as training would.
 
     Raises:
         MemoryFitError: It does not fit.
@@ -28,6 +30,7 @@ def plan(context: JobContext) -> dict[str, Any]:
     prepare_process(settings.threads, cpu=settings.gpu_layers == 0)
     # Deferred: mlx binds its BLAS as it is imported, so what imports it comes after prepare_process.
     from finetune.base import load_base
+    from finetune.base_model import in_mlx_form
     from finetune.data.dataset import load_dataset
     from finetune.data.formatter import ChatFormatter
     from finetune.ranks import Ranks
@@ -35,7 +38,7 @@ def plan(context: JobContext) -> dict[str, Any]:
     from finetune.tokenizer import load_tokenizer
 
     store = ModelStore(context.home)
-    manifest = store.resolve(recipe.model)
+    manifest = in_mlx_form(store, store.resolve(recipe.model), context)
     formatter = ChatFormatter(load_tokenizer(store, manifest), recipe.train_on)
     data = load_dataset(recipe, formatter, check_cancelled=context.check_cancelled)
     base = load_base(store.file(manifest).parent)

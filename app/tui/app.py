@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 
 _LEAVE_SECONDS = 5.0
+_TRAIN = "train"
 _KEY_NAMES = {"pgup": "PgUp", "pgdn": "PgDn"}
 
 
@@ -81,6 +82,15 @@ class LocalLLMApp(App[None]):
             show=False,
             priority=True,
             tooltip="Make a model smaller: what it could become, and what fits",
+        ),
+        Binding(
+            "f10",
+            "train",
+            "Train",
+            id="app.train",
+            show=False,
+            priority=True,
+            tooltip="Train a model on your own rows, and watch it",
         ),
         Binding("f9", "toggle_dark", "Light/dark", id="app.theme", show=False, tooltip="Light or dark colours"),
         Binding("ctrl+q", "quit", "Quit", id="app.quit", priority=True, tooltip="Quit; everything is saved"),
@@ -159,6 +169,24 @@ class LocalLLMApp(App[None]):
             model = split_name(self.session.model)[0]
             self.push_screen(CompressScreen(self.session, model, self._clock or time.time))
 
+    async def action_train(self) -> None:
+        """Show what trains, else the choices of a new training, over whatever is shown."""
+        # Deferred: recipes bring YAML (30 ms), which nobody needs for the first picture.
+        from app.tui.screens.train import TrainScreen
+        from app.tui.screens.train_run import TrainRunScreen
+
+        if isinstance(self.screen, TrainScreen | TrainRunScreen):
+            await self._back_to(TrainScreen)
+            self.screen.dismiss(None)
+        elif not (await self._back_to(TrainRunScreen) or await self._back_to(TrainScreen)):
+            if not self.is_screen_installed(_TRAIN):
+                # Installed, so that choices and findings are there again when a person comes back.
+                self.install_screen(TrainScreen(self.session, self._clock or time.time), _TRAIN)
+            await self.push_screen(_TRAIN, self._left_library)
+            shown = self.screen
+            if isinstance(shown, TrainScreen):
+                shown.show_running()
+
     async def _back_to(self, kind: type[Screen[Any]]) -> bool:
         """Close what lies over a screen of this kind; False when none is open."""
         if not any(isinstance(screen, kind) for screen in self.screen_stack):
@@ -191,6 +219,7 @@ class LocalLLMApp(App[None]):
         yield SystemCommand(
             "Compress", "Make a model smaller: what it could become, and what fits", self.action_compress
         )
+        yield SystemCommand("Train", "Train a model on your own rows, and watch it", self.action_train)
         yield SystemCommand("Keys", "List all keys", self.action_help)
         yield SystemCommand("Screenshot", "Save a picture of the screen", self._save_picture)
         yield SystemCommand("Quit", "Everything is saved", self.action_quit)

@@ -19,26 +19,15 @@ from app.cli.output import human_bytes, human_seconds
 from app.tui.job_rows import JobDetail, JobRow, read_detail, read_rows
 from app.tui.markdown import harmless
 from app.tui.screens.help import HelpScreen
-from app.tui.styles import MUTED
+from app.tui.styles import MUTED, SIGNS
 from app.tui.widgets.key_bar import KeyBar
 from localllm.errors import LocalLLMError
-from localllm.jobs.record import StateName
 from localllm.jobs.store import JobStore
 from localllm.sanitize import one_line
 
 _LOOK_SECONDS = 0.5
 _BAR_CELLS = 40
 _NONE = "No job has run yet. Fetching a model is one, as long work is."
-_SIGNS: dict[StateName, tuple[str, str]] = {
-    "running": ("▸", "$accent"),
-    "waiting": ("◦", "$accent"),
-    "queued": ("◦", "$accent"),
-    "new": ("◦", MUTED),
-    "done": ("✓", "$success"),
-    "cancelled": ("·", MUTED),
-    "failed": ("✗", "$error"),
-    "dead": ("✗", "$error"),
-}
 
 
 class JobsScreen(Screen[None]):
@@ -120,7 +109,7 @@ class JobsScreen(Screen[None]):
         self.query_one("#job-lines", Static).update(Content("\n".join(lines)))
 
     def _describe(self, row: JobRow) -> Content:
-        sign, style = _SIGNS[row.status.state]
+        sign, style = SIGNS[row.status.state]
         share = f"{row.latest.share:4.0%}" if row.latest.share is not None and row.status.state == "running" else "    "
         took = human_seconds(row.seconds) if row.seconds is not None else ""
         room = max(16, self.size.width - 46)
