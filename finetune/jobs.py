@@ -8,7 +8,7 @@ from typing import Any
 from finetune.data.files import find_files
 from finetune.data.hub import fetch_named
 from finetune.rank_launch import find_hosts, train_together
-from finetune.recipe import Recipe, write_recipe
+from finetune.recipe import Recipe
 from localllm.adapters import AdapterStore
 from localllm.errors import UsageError
 from localllm.files import write_atomic
@@ -112,11 +112,9 @@ def follow_recipe(
     # Deferred: mlx binds its BLAS as it is imported, so what imports it comes after prepare_process.
     from finetune.base import load_base
     from finetune.base_model import in_mlx_form
-    from finetune.curve import loss_curve
     from finetune.data.dataset import load_dataset
     from finetune.data.formatter import ChatFormatter
-    from finetune.observer import read_history
-    from finetune.publish import publish
+    from finetune.publish import finish
     from finetune.ranks import Ranks
     from finetune.session import Session, describe
     from finetune.speak import end_tokens, speaker
@@ -146,17 +144,4 @@ def follow_recipe(
         return {}
     report = describe(recipe, data, outcome, say)
     report["data"]["commits"] = dict(commits)
-    history = read_history(context.out)
-    write_recipe(context.out / "recipe.yaml", recipe)
-    write_atomic(context.out / "report.json", json.dumps(report, indent=2) + "\n")
-    write_atomic(context.out / "loss.svg", loss_curve(history, f"{recipe.model}+{recipe.name}"))
-    adapter = publish(store, manifest, recipe, outcome.adapter, context.out, say)
-    losses = [record["valid_loss"] for record in history if "valid_loss" in record]
-    change = "no held-out rows"
-    if losses:
-        change = f"held-out loss {losses[0]:.3f} to {min(losses[1:], default=losses[0]):.3f}"
-    return {
-        "name": adapter.name,
-        "report": report,
-        "summary": f"{manifest.name}+{adapter.name}  {change}. Try it: localllm chat {manifest.name}+{adapter.name}",
-    }
+    return finish(context, store, manifest, recipe, outcome.adapter, report)

@@ -1,18 +1,70 @@
-"""Puts a trained adapter into the store, in the form that llama.cpp loads too where that is possible."""
+"""The end of a training: what it came to is written down, and the adapter is put into the store.
 
+There in the form that llama.cpp loads too, where that is possible.
+"""
+
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from finetune.recipe import Recipe
+from finetune.curve import loss_curve
+from finetune.observer import read_history
+from finetune.recipe import Recipe, write_recipe
 from localllm.adapters import AdapterManifest, AdapterStore
 from localllm.errors import LocalLLMError
+from localllm.files import write_atomic
+from localllm.jobs.context import JobContext
+from localllm.jobs.events import Message
 from localllm.models.manifest import Manifest
 from localllm.models.store import ModelStore
 from localllm.paths import DIR_MODE
 from quant.lora import convert_adapter
 
 _BESIDE = ("recipe.yaml", "report.json", "loss.svg", "history.jsonl")
+
+
+def finish(
+    context: JobContext, store: ModelStore, base: Manifest, recipe: Recipe, trained: Path, report: dict[str, Any]
+) -> dict[str, Any]:
+    """Write recipe, report and curve, and install the adapter.
+
+    Args:
+        context: The job.
+        store: Of models; the adapters are beside it.
+        base: The model that was trained, in MLX's form.
+        recipe: What was followed.
+        trained: Directory of the best weights.
+        report: Of the run; the held-out losses are added.
+
+    Returns:
+        The adapter's ``name``, the ``report`` and a ``summary``.
+    """
+    history = read_history(context.out)
+    found = held_out(history)
+    report = {**report, "held_out": found}
+    write_recipe(context.out / "recipe.yaml", recipe)
+    write_atomic(context.out / "report.json", json.dumps(report, indent=2) + "\n")
+    write_atomic(context.out / "loss.svg", loss_curve(history, f"{recipe.model}+{recipe.name}"))
+    adapter = publish(store, base, recipe, trained, context.out, lambda text: context.emit(Message("info", text)))
+    change = "no held-out rows"
+    if found is not None:
+        change = f"held-out loss {found['before']:.3f} to {found['after']:.3f}"
+        if found["after"] >= found["before"]:
+            context.emit(Message("warning", "The held-out rows are predicted no better than before."))
+    name = f"{base.name}+{adapter.name}"
+    summary = f"{name}  {change}. Try it: localllm chat {name}"
+    return {"name": adapter.name, "report": report, "summary": summary}
+
+
+def held_out(history: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """The loss of the held-out rows ``before`` (the base model's) and ``after`` (the best adapter's), in nats a token.
+
+    None where nothing was held out.
+    """
+    losses = [float(record["valid_loss"]) for record in history if "valid_loss" in record]
+    return {"before": losses[0], "after": min(losses[1:], default=losses[0])} if losses else None
 
 
 def publish(

@@ -33,6 +33,7 @@ def test_an_adapter_is_trained_and_is_there_in_both_forms(tiny, home, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["name"] == "my-rows"
     assert result["report"]["updates"] == 6
+    assert result["report"]["held_out"]["after"] < result["report"]["held_out"]["before"]
     adapter = AdapterStore(home).resolve("my-rows")
     assert (adapter.base, adapter.rank, set(adapter.forms)) == ("tiny", 4, {"gguf", "mlx"})
     directory = AdapterStore(home).directory(adapter)
