@@ -85,6 +85,27 @@ def test_one_made_here_loads_in_plain_mlx_lm(home, tmp_path, rows, kind, method)
 
 
 @pytest.mark.slow
+def test_one_made_here_on_a_packed_base_loads_on_it_in_plain_mlx_lm(home, tmp_path, rows):
+    """Trained on the weights as they are unpacked, used on them as they are packed."""
+    assert (
+        main(["pull", str(write_hf_model(tmp_path / "tiny", "llama", intermediate_size=128)), "--as", "tiny:hf"]) == 0
+    )
+    assert main(["quantize", "tiny:hf", "--to", "mlx-4bit"]) == 0
+    base = stored(home, "tiny:mlx-4bit")
+    assert "quantization" in json.loads((base / "config.json").read_text())
+    words = ["--steps", "6", "--learning-rate", "0.01", "--rank", "4", "--as", "mine"]
+    assert main(["finetune", "tiny:mlx-4bit", "--data", str(rows), *words]) == 0
+    directory = installed(home, "mine")
+    plain, _ = mlx_lm_load(str(base), adapter_path=str(directory))
+    trained = load_base(base)
+    add_adapters(trained.model, read_recipe(directory / "recipe.yaml"))
+    load_weights(directory, trained.model)
+    ours = logits(trained.model)
+    assert np.abs(ours - logits(plain)).max() < 1e-4 * np.abs(ours).max()
+    assert_changed(ours, base)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "dora"])
 def test_one_made_by_mlx_lm_loads_here(home, tmp_path, rows, capsys, method):
     assert main(["pull", str(write_hf_model(tmp_path / "tiny", "llama")), "--as", "tiny:hf"]) == 0
