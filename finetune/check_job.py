@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from finetune.data.hub import fetch_named
 from finetune.recipe import Recipe
 from localllm.errors import JobError
 from localllm.files import write_atomic
@@ -45,6 +46,7 @@ class Findings:
         updates: About as many will be made; 0 where there is nothing to learn from.
         epochs: About as many passes over the data.
         is_unpacked: The model is here in MLX's form.
+        files: Where the rows are, if a data set of the hub is among them.
         sha256: Of the rows that are used.
     """
 
@@ -60,6 +62,7 @@ class Findings:
     updates: int
     epochs: float
     is_unpacked: bool
+    files: tuple[str, ...]
     sha256: str
 
 
@@ -75,24 +78,34 @@ def check_rows(context: JobContext) -> dict[str, Any]:
 
     Raises:
         DataError: A file cannot be read at all.
+        StoreError: A data set of the hub cannot be fetched.
         InvalidModelError: The model's tokenizer cannot be read.
     """
     recipe = Recipe.model_validate(context.arguments["recipe"])
+    fetched = fetch_named(
+        recipe.data,
+        context.home,
+        progress=lambda item, done, total: context.emit(Progress("fetch", done, total, item, "B")),
+        check_cancelled=context.check_cancelled,
+    )
     settings = load_settings(context.home.settings_file)
     prepare_process(settings.threads, cpu=settings.gpu_layers == 0)
     # Deferred: mlx binds its BLAS as it is imported, so what imports it comes after prepare_process; transformers, 2 s.
     from finetune.base_model import find_in_mlx_form
     from finetune.check import report_of
     from finetune.data.dataset import scan
+    from finetune.data.files import find_files
     from finetune.data.formatter import ChatFormatter
     from finetune.tokenizer import load_tokenizer
 
+    found = find_files(recipe.data, fetched)
     store = ModelStore(context.home)
     manifest = store.resolve(recipe.model)
     formatter = ChatFormatter(load_tokenizer(store, manifest), recipe.train_on)
     data = scan(
         recipe,
         formatter,
+        found=found,
         progress=lambda item, done, total: context.emit(Progress("check", done, total, item)),
         check_cancelled=context.check_cancelled,
     )
@@ -111,6 +124,7 @@ def check_rows(context: JobContext) -> dict[str, Any]:
         updates=updates,
         epochs=epochs,
         is_unpacked=find_in_mlx_form(store, manifest) is not None,
+        files=tuple(str(file.path) for file in found[0]) if fetched else (),
         sha256=report.sha256,
     )
     write_atomic(context.out / _FILE, json.dumps(asdict(findings), ensure_ascii=False).encode("utf-8", "replace"))

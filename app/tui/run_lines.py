@@ -79,11 +79,11 @@ def _figures(run: Run) -> list[str]:
         figures.append(f"held out {_held_out(run)}")
     if run.tokens_per_second:
         figures.append(f"{run.tokens_per_second:,.0f} tok/s learnt")
+    if "learning_rate" in metrics:
+        figures.append(f"rate {metrics['learning_rate']:.2g}")
     if "memory" in metrics:
         expected = f" of {human_bytes(run.predicted)} expected" if run.predicted else ""
         figures.append(f"memory {human_bytes(int(metrics['memory']))}{expected}")
-    if "learning_rate" in metrics:
-        figures.append(f"rate {metrics['learning_rate']:.2g}")
     if "gradient_norm" in metrics:
         figures.append(f"gradient {metrics['gradient_norm']:.3g}")
     if run.saved:

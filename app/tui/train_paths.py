@@ -59,16 +59,24 @@ def complete(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def describe_paths(paths: Sequence[str]) -> str:
-    """``2 files, 3.1 MB``, or the first that is not there; reads the disk.
+    """``2 files, 3.1 MB``, and what would be fetched; reads the disk.
 
     Raises:
         DataError: There is no such file, or a directory holds none that can be read.
     """
     from finetune.data.files import find_files  # deferred: csv and json, 20 ms
+    from localllm.models.sources.hub_rows import HubRows
 
-    files, _ = find_files(paths)
-    size = sum(file.path.stat().st_size for file in files)
-    return f"{len(files)} file{'' if len(files) == 1 else 's'}, {human_bytes(size)}"
+    named = [path for path in paths if not _exists(path) and HubRows.parse(path)]
+    local = [path for path in paths if path not in named]
+    about = []
+    if local:
+        files, _ = find_files(local)
+        size = sum(file.path.stat().st_size for file in files)
+        about.append(f"{len(files)} file{'' if len(files) == 1 else 's'}, {human_bytes(size)}")
+    if named:
+        about.append(f"{', '.join(named)}: no file here, to be fetched from the Hugging Face hub")
+    return "; ".join(about)
 
 
 def _exists(word: str) -> bool:

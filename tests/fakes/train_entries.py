@@ -21,6 +21,7 @@ FINDINGS = {
     "updates": 40,
     "epochs": 9.6,
     "is_unpacked": True,
+    "files": [],
     "sha256": "ab" * 32,
 }
 NEEDS = {"peak": 2_500_000_000, "budget": 8_000_000_000, "seconds": 90.0, "updates": 44, "note": "Batches of 64."}

@@ -23,7 +23,7 @@ from app.tui.trainings import read_trainings
 from app.tui.widgets.check_view import CheckView
 from app.tui.widgets.key_bar import KeyBar
 from app.tui.widgets.setup_form import SetupForm
-from finetune.check_job import check_spec
+from finetune.check_job import Findings, check_spec
 from finetune.plan_job import plan_spec
 from localllm.errors import LocalLLMError
 from localllm.jobs.job import Job
@@ -175,12 +175,13 @@ class TrainScreen(ChoicesScreen):
 
     def action_measure(self) -> None:
         """Measure what training takes."""
-        setup = self.setup
+        self.in_thread(partial(self._begin_measuring, self.setup, self._check.findings))
 
-        def begin() -> None:
-            self._begin(setup, plan_spec(setup.recipe()), self._follow_plan, self._check.drop_plan)
-
-        self.in_thread(begin)
+    def _begin_measuring(self, setup: Setup, found: Findings | None) -> None:
+        recipe = setup.recipe()
+        if found is not None and found.files:  # measuring fetches nothing
+            recipe = recipe.model_copy(update={"data": found.files})
+        self._begin(setup, plan_spec(recipe), self._follow_plan, self._check.drop_plan)
 
     def action_bad_rows(self) -> None:
         """Show the bad rows, and leave them out or not."""

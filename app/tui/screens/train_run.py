@@ -42,6 +42,7 @@ class TrainRunScreen(Screen[str | None]):
     """
 
     AUTO_FOCUS = "#run-said"
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]  # noqa: RUF012  Textual declares it as no ClassVar
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("g,enter", "chat", "Chat", id="run.chat", tooltip="Chat with what was trained"),
         Binding("c", "cancel", "Cancel", id="run.cancel", tooltip="Let it save and end; a second time kills it"),

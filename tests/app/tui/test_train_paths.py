@@ -68,6 +68,12 @@ def test_what_is_named_is_counted(tree):
         describe_paths(("data",))
 
 
+def test_a_name_of_the_hub_is_said_to_be_fetched(tree):
+    assert describe_paths(("acme/chats",)) == "acme/chats: no file here, to be fetched from the Hugging Face hub"
+    assert describe_paths(split_paths("acme/chats data")).startswith("2 files, 2 B; acme/chats: no file here")
+    assert describe_paths(split_paths("data/")) == "2 files, 2 B"
+
+
 def test_completion_goes_as_far_as_names_agree(tree):
     assert complete("da") == ("data/", ())
     assert complete("data/") == ("data/", ("train.jsonl", "valid.jsonl"))
