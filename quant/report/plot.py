@@ -82,8 +82,8 @@ def short_name(row: Row, report: Report) -> str:
 
 def _room(x: float, y: float, width: float, taken: list[Box]) -> tuple[float, float]:
     """Where a label has room beside its point: right, left, above, below, further off; it is taken then."""
-    right, left, middle = x + 8, x - 8 - width, x - width / 2
-    tries = [(right, y + 4), (left, y + 4), (middle, y - 10), (middle, y + 18)]
+    right, left, middle = x + 12, x - 12 - width, x - width / 2
+    tries = [(right, y + 4), (left, y + 4), (middle, y - 12), (middle, y + 20)]
     tries += [(across, y + 4 + down) for down in (-12, 12, -24, 24, -36, 36) for across in (right, left)]
     fitting = [place for place in tries if _is_free(place, width, taken)]
     across, down = fitting[0] if fitting else tries[0]

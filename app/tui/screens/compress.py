@@ -173,15 +173,20 @@ class CompressScreen(Screen[None]):
         about = "" if candidate.exact else "~"
         sign = ("✓", "$success") if candidate.fits else ("✗", "$error")
         n_notes = len(candidate.notes)
-        measured = "" if candidate.kl is None else f"  KL {candidate.kl:.4f}  perplexity {candidate.perplexity:.2f}"
-        half = 2 if self.query_one("#compress-main").has_class("both") else 1
+        measured = "" if candidate.kl is None else f" KL {candidate.kl:.4f} ppl {candidate.perplexity:.2f}"
+        # Beside the plot the list has five ninths of the screen, as the style sheet says.
+        room = (
+            (self.size.width - 9) * 5 // 9
+            if self.query_one("#compress-main").has_class("both")
+            else self.size.width - 8
+        )
         return Content.assemble(
             f"{candidate.name:<10} {about:>2}{human_bytes(candidate.n_bytes):>9} ",
             (f"{about:>2}{candidate.bits:5.2f} bits  ", MUTED),
             sign,
             measured,
             (f"  {candidate.notes[-1] if n_notes else ''}", MUTED),
-        ).truncate(max(20, self.size.width // half - 10), ellipsis=True)
+        ).truncate(max(20, room - 2), ellipsis=True)
 
     @on(OptionList.OptionHighlighted, "#candidates")
     def _moved(self) -> None:

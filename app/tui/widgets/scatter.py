@@ -16,8 +16,8 @@ Role = Literal["best", "source", "frontier", "beaten"]
 # What is first is labelled first, where there is too little room for all.
 _MARKS: dict[Role, tuple[str, str, str]] = {
     "best": ("★", "$accent", "recommended"),
-    "source": ("◆", "$secondary", "the source"),
-    "frontier": ("●", "$accent", "best of its size"),
+    "source": ("◆", "$secondary", "source"),
+    "frontier": ("●", "$accent", "frontier"),
     "beaten": ("○", MUTED, "beaten"),
 }
 

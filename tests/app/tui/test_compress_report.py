@@ -57,7 +57,7 @@ async def test_figures_beside_the_types_and_the_plot_in_their_place(make_app, me
     async with app.run_test(size=(80, 24)) as pilot:
         await opened(pilot, settle)
         found = {option.split()[0]: option for option in options(app)}
-        assert "KL 0.0190  perplexity 10.19" in found["q4_k_m"]
+        assert "KL 0.0190 ppl 10.19" in found["q4_k_m"]
         assert "KL" not in found["iq3_m"]
         assert drawn(app) == ""
         await pilot.press("p")
