@@ -131,7 +131,12 @@ def _lines(report: "Report") -> list[str]:
 
 
 def _notes(report: "Report") -> list[str]:
-    return [f"{row.name}: {note}" for row in report.rows for note in row.notes]
+    """Each once, with all that it is said of."""
+    names: dict[str, list[str]] = {}
+    for row in report.rows:
+        for note in row.notes:
+            names.setdefault(note, []).append(row.name)
+    return [f"{', '.join(said_of)}: {note}" for note, said_of in names.items()]
 
 
 def _marked(row: "Row", report: "Report") -> str:

@@ -32,6 +32,7 @@ from quant.report.text import judging_text
 USUAL_TYPES = ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q3_k_m", "iq3_xxs", "q2_k")
 _USUAL_MLX_TYPES = ("mlx-8bit", "mlx-4bit")
 _MAX_CTX = 512
+_EMBEDDER = "bert"  # the one architecture of embedders that is known here, by GGUF's name and by Hugging Face's
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,13 @@ def report_spec(store: ModelStore, wish: ReportWish) -> JobSpec:
 
     Raises:
         ModelNotFoundError: There is no such model.
-        UsageError: A type or file is none, or the importance matrix would be computed on the text that is judged on.
+        UsageError: A type or file is none, the importance matrix would be computed on the text that is judged on, or
+            the model predicts no text.
         QuantizeError: The text cannot be read.
     """
     source = store.resolve(wish.model)
+    if source.architecture == _EMBEDDER:
+        raise UsageError(f"{source.model_name} is an embedder: it predicts no text that it could be judged by.")
     text = ""
     if wish.text:
         path = Path(wish.text).expanduser()

@@ -243,6 +243,18 @@ def test_the_usual_types_are_smaller_than_the_model(home):
     assert report_spec(store, ReportWish("four")).arguments["types"][:2] == ["q4_k_m", "iq4_xs"]
 
 
+def test_an_embedder_is_refused(home, capsys):
+    put_model(home, "all-minilm-l6-v2", "f16", architecture="bert")
+    assert main(["quantize", "all-minilm-l6-v2", "--report"]) == 2
+    assert "embedder" in capsys.readouterr().err
+
+
+def test_a_note_is_said_once(home, capsys):
+    rows = [made_up_row(name, 10**8, 0.01, notes=("Requantized.",)) for name in ("q4_0", "q4_1")]
+    print_report(made_up_report(put_model(home), rows=[*rows, made_up_row("q2_k", 10**7, 0.2)]))
+    assert capsys.readouterr().err == "Note: q4_0, q4_1: Requantized.\n"
+
+
 @pytest.mark.parametrize("width", [80, 60])
 def test_the_table_stays_within_the_terminal(home, capsys, width):
     rows = [made_up_row(f"smollm2-135m:mlx-mixed-{i}", 10**8 + i, 0.01 * 3**i, kind="model") for i in range(4)]
