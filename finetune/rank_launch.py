@@ -5,11 +5,13 @@ others; the job then goes on from its last checkpoint when it is resumed.
 """
 
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -92,24 +94,31 @@ def train_together(context: JobContext, hosts: Hosts, commits: Mapping[str, str]
         "resuming": context.resuming,
         "sharing": hosts.sharing,
     }
-    if hosts.file:
-        where = ["--hostfile", hosts.file]
-    else:
-        n = len(hosts.names)
-        where = ["--repeat-hosts", str(n), "--backend", "ring", "--starting-port", str(_free_ports(n))]
+    n = len(hosts.names)
+    where = ["--hostfile", hosts.file] if hosts.file else ["--repeat-hosts", str(n), "--backend", "ring"]
+    if set(hosts.names) == {_HERE}:  # two trainings on one machine must not meet
+        where += ["--starting-port", str(_free_ports(n))]
     launcher = [sys.executable, "-P", str(Path(sys.executable).with_name("mlx.launch")), *where]
     words = [*launcher, "--", sys.executable, "-P", "-m", _WORKER, json.dumps(request)]
-    # Its input stays open and empty: at the end of a file it would ask for more as fast as it can.
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    heard = _Heard(process)
-    while True:
-        try:
-            process.wait(_POLL_SECONDS)
-            break
-        except subprocess.TimeoutExpired:
-            if context.cancelled and not job.cancel_path.exists():
-                job.cancel_path.touch()  # a signal reached this process alone; rank 0 looks for the file
-    heard.finish()
+    # mlx.launch leaves small files behind, on this machine at least in a place of their own.
+    with tempfile.TemporaryDirectory(prefix="localllm-") as work:
+        # Its input stays open and empty: at the end of a file it would ask for more as fast as it can.
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"TMPDIR": work},
+        )
+        heard = _Heard(process)
+        while True:
+            try:
+                process.wait(_POLL_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                if context.cancelled and not job.cancel_path.exists():
+                    job.cancel_path.touch()  # a signal reached this process alone; rank 0 looks for the file
+        heard.finish()
     return heard.outcome(job.id, cancelled=context.cancelled)
 
 
