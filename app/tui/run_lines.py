@@ -34,7 +34,9 @@ def said_lines(run: Run) -> list[Content]:
     """What the model said last, and what the training told."""
     lines: list[Content] = []
     if run.samples:
-        lines.append(Content.styled(f"After {run.samples[-1].step} updates the model answers", MUTED))
+        at = run.samples[-1].step
+        when = f"After {at:,} update{'' if at == 1 else 's'}" if at else "Before the first update"
+        lines.append(Content.styled(f"{when} the model answers", MUTED))
     for sample in run.samples:
         answer = harmless(sample.text).strip().split("\n")
         more = ["…"] if len(answer) > _SAMPLE_LINES else []
@@ -60,8 +62,11 @@ def _state(run: Run) -> Content:
     elif row.status.state == "running" and (progress := row.latest.progress) is not None:
         so_far = f"{progress.done / progress.total:.0%}" if progress.total else f"{progress.done:,.0f}"
         what = f"{one_line(progress.item or progress.stage, 40)}: {so_far}"
-        ready = progress.done == progress.total  # the rows are there; the model is loaded, and what it takes measured
-        parts.append((harmless(_GAP + ("loading the model, measuring" if ready else what)), MUTED))
+        if run.held_out:
+            what = "making the first update"
+        elif progress.done == progress.total:  # the rows are there
+            what = "loading the model, measuring what it takes"
+        parts.append((harmless(_GAP + what), MUTED))
     if row.status.state == "running" and step is not None and run.seconds_left is not None:
         parts.append((f"{_GAP}{human_seconds(run.seconds_left)} left", ""))
     elif row.status.has_ended and row.seconds is not None:

@@ -1,18 +1,16 @@
 """The choices of a training: a screen that knows how to change them, and to write them into a recipe."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
 
 from textual import events, on, work
 from textual.content import Content
-from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
 
 from app.cli.output import human_bytes
 from app.tui.markdown import harmless
+from app.tui.screens.deeds import DeedsScreen
 from app.tui.screens.dialogs import ChoiceDialog, ConfirmDialog
 from app.tui.screens.train_dialogs import PathsDialog, SettingDialog
 from app.tui.session import Session
@@ -24,11 +22,10 @@ from localllm.errors import LocalLLMError
 from localllm.models.manifest import Manifest
 from localllm.sanitize import one_line
 
-Answer = TypeVar("Answer")
 _NO_MODEL = "No model is here yet. F6 leads to the models, and there p fetches one."
 
 
-class ChoicesScreen(Screen[str | None]):
+class ChoicesScreen(DeedsScreen):
     """Holds a :class:`SetupForm` and ``#train-problem``, and changes what they show.
 
     Attributes:
@@ -51,10 +48,6 @@ class ChoicesScreen(Screen[str | None]):
     def on_resize(self) -> None:
         """Lines are as long as there is room for."""
         self.fill()
-
-    def say(self, text: str, severity: Literal["information", "warning", "error"] = "information") -> None:
-        """A notice in a corner, for some seconds."""
-        self.notify(harmless(text), severity=severity, markup=False, timeout=15 if severity == "error" else 5)
 
     # ── the choices ──
 
@@ -180,23 +173,6 @@ class ChoicesScreen(Screen[str | None]):
             return
         save_recipe(setup, self.session.store, self.session.jobs, path)
         self.app.call_from_thread(self.say, f"Saved as {path}; `localllm finetune` with this path trains the same.")
-
-    # ── deeds, in threads ──
-
-    def in_thread(self, deed: Callable[[], None]) -> None:
-        """Do what touches the disk; tell of its errors."""
-        self.run_worker(partial(self._do, deed), thread=True, group="train-deeds")
-
-    def _do(self, deed: Callable[[], None]) -> None:
-        try:
-            deed()
-        except LocalLLMError as error:
-            self.app.call_from_thread(self.say, str(error), "error")
-
-    def ask(self, dialog: ModalScreen[Answer], answered: Callable[[Answer | None], None]) -> None:
-        """Open a dialog, from a thread."""
-        if self.is_current:  # the person may have left meanwhile
-            self.app.push_screen(dialog, answered)
 
 
 def _about(model: Manifest) -> str:

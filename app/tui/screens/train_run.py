@@ -4,18 +4,18 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.screen import Screen
 from textual.widgets import Label, Static
 
 from app.tui.markdown import harmless
 from app.tui.run_lines import head_lines, said_lines
+from app.tui.screens.deeds import DeedsScreen
 from app.tui.screens.dialogs import ConfirmDialog
 from app.tui.screens.help import HelpScreen
 from app.tui.screens.train_dialogs import TrainingsDialog
@@ -24,7 +24,6 @@ from app.tui.train_setup import chat_name
 from app.tui.trainings import Run, RunReader, read_trainings, training_name
 from app.tui.widgets.key_bar import KeyBar
 from app.tui.widgets.loss_plot import LossPlot
-from localllm.errors import LocalLLMError
 from localllm.jobs.job import Job
 from localllm.sanitize import one_line
 
@@ -32,7 +31,7 @@ _LOOK_SECONDS = 0.5
 _RESUMABLE = ("failed", "cancelled", "dead")
 
 
-class TrainRunScreen(Screen[str | None]):
+class TrainRunScreen(DeedsScreen):
     """Shows one training at a time; answers with what to chat with, or None. Leaving it ends nothing.
 
     Args:
@@ -81,10 +80,6 @@ class TrainRunScreen(Screen[str | None]):
     def on_resize(self) -> None:
         """Lines are as long as there is room for."""
         self._draw()
-
-    def say(self, text: str, severity: Literal["information", "warning", "error"] = "information") -> None:
-        """A notice in a corner, for some seconds."""
-        self.notify(harmless(text), severity=severity, markup=False, timeout=15 if severity == "error" else 5)
 
     # ── reading, in a thread ──
 
@@ -153,23 +148,23 @@ class TrainRunScreen(Screen[str | None]):
             self.app.push_screen(ConfirmDialog("It still saves. Kill it?", lines, "kills it"), partial(self._kill, job))
         else:
             self.say("It saves what it has, and ends.")
-            self._in_thread(partial(self._session.jobs.cancel, job))
+            self.in_thread(partial(self._session.jobs.cancel, job))
 
     def _kill(self, job: Job, yes: bool | None) -> None:
         if yes:
-            self._in_thread(partial(self._session.jobs.cancel, job, now=True))
+            self.in_thread(partial(self._session.jobs.cancel, job, now=True))
 
     def action_resume(self) -> None:
         """Go on with it."""
-        self._in_thread(partial(self._session.jobs.resume, self._reader.job))
+        self.in_thread(partial(self._session.jobs.resume, self._reader.job))
 
     def action_trainings(self) -> None:
         """Let the person pick another one."""
-        self._in_thread(self._offer_trainings)
+        self.in_thread(self._offer_trainings)
 
     def action_chat(self) -> None:
         """Chat with what came of it."""
-        self._in_thread(partial(self._chat, self._reader.job))
+        self.in_thread(partial(self._chat, self._reader.job))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002  Textual's shape
         """Offer only what can be done."""
@@ -185,32 +180,18 @@ class TrainRunScreen(Screen[str | None]):
 
     # ── deeds, in threads ──
 
-    def _in_thread(self, deed: Callable[[], None]) -> None:
-        self.run_worker(partial(self._do, deed), thread=True, group="run-deeds")
-
-    def _do(self, deed: Callable[[], None]) -> None:
-        try:
-            deed()
-        except LocalLLMError as error:
-            self.app.call_from_thread(self.say, str(error), "error")
-        self.app.call_from_thread(self._look)
-
     def _offer_trainings(self) -> None:
         rows = read_trainings(self._session.jobs, self._clock)
-        self.app.call_from_thread(self._ask, TrainingsDialog(rows))
+        self.app.call_from_thread(self.ask, TrainingsDialog(rows), self._take_training)
 
-    def _ask(self, dialog: TrainingsDialog) -> None:
-        if self.is_current:
-            self.app.push_screen(dialog, lambda job: self.show_training(job) if job is not None else None)
+    def _take_training(self, job: Job | None) -> None:
+        if job is not None:
+            self.show_training(job)
 
     def _chat(self, job: Job) -> None:
         name = str(job.status().result.get("name", ""))
         model = str(job.spec.arguments.get("recipe", {}).get("model", ""))
-        self.app.call_from_thread(self._answer, chat_name(self._session.store, name, model))
-
-    def _answer(self, name: str) -> None:
-        if self.is_current:
-            self.dismiss(name)
+        self.app.call_from_thread(self.answer, chat_name(self._session.store, name, model))
 
 
 def _update(widget: Static, content: Content) -> None:
