@@ -19,6 +19,8 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
+from finetune.exponentials import exp
+
 Span = tuple[int, int]
 
 
@@ -84,55 +86,139 @@ def document_attention() -> Iterator[None]:
 
 
 def _attend_rows(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: DocumentMask) -> mx.array:
-    """(rows, heads, length, width) each; zeros in padding."""
-    rows = []
-    for number, spans in enumerate(mask.rows):
-        row = slice(number, number + 1)
-        pieces = [_attend(q[row, :, s:e], k[row, :, s:e], v[row, :, s:e], scale, mask.window) for s, e in spans]
-        rest = mask.length - (spans[-1][1] if spans else 0)
-        if rest:
-            pieces.append(mx.zeros((1, q.shape[1], rest, v.shape[-1]), q.dtype))
-        rows.append(mx.concatenate(pieces, axis=2))
-    return mx.concatenate(rows, axis=0)
+    """Attention of whole rows; keys and values may have fewer heads, each shared by a group of queries.
 
+    One function with one gradient for all documents: the gradient of every slice would be as long as the row.
 
-def _attend(q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None) -> mx.array:
-    """Causal attention of one document; keys and values may have fewer heads, each shared by a group of queries."""
-    n_heads, n = q.shape[1:3]
+    Args:
+        q: (rows, heads, length, width).
+        k: (rows, groups, length, width).
+        v: As ``k``.
+        scale: Of the scores.
+        mask: The documents.
+
+    Returns:
+        (rows, heads, length, width); zeros in padding.
+    """
+    n_rows, n_heads, length, _ = q.shape
     groups = k.shape[1]
-    q = (q * scale).reshape(groups, n_heads // groups, n, q.shape[-1])
-    out = _attention(n, window)(q, k.reshape(groups, 1, n, -1), v.reshape(groups, 1, n, -1))
-    whole: mx.array = out.reshape(1, n_heads, n, -1)
-    return whole
+    places = [(row, span) for row in range(n_rows) for span in mask.rows[row]]
+
+    def pieces(x: mx.array) -> list[mx.array]:
+        """Each document's part of ``x``, (groups, heads of a group x n, width)."""
+        return [x[row, :, start:end].reshape(groups, -1, x.shape[-1]) for row, (start, end) in places]
+
+    def whole(parts: Sequence[mx.array], n: int) -> mx.array:
+        """The opposite of :func:`pieces`, for ``n`` heads."""
+        left = iter(parts)
+        rows = []
+        for spans in mask.rows[:n_rows]:
+            row = [next(left).reshape(1, n, end - start, -1) for start, end in spans]
+            if rest := length - (spans[-1][1] if spans else 0):
+                row.append(mx.zeros((1, n, rest, q.shape[-1] if n == n_heads else v.shape[-1]), q.dtype))
+            rows.append(mx.concatenate(row, axis=2))
+        return mx.concatenate(rows, axis=0)
+
+    @mx.custom_function
+    def attend(q: mx.array, k: mx.array, v: mx.array) -> list[mx.array]:
+        found = [_forward(*parts, mask.window) for parts in zip(pieces(q * scale), pieces(k), pieces(v), strict=True)]
+        return [whole([out for out, _ in found], n_heads), *(totals for _, totals in found)]
+
+    @attend.vjp
+    def attend_vjp(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> tuple[mx.array, ...]:
+        q, k, v = primals
+        slope = cotangents[0]
+        # What each score's weight must be measured against: the mean slope of its query.
+        means = (slope * outputs[0]).sum(axis=-1, keepdims=True)
+        parts = zip(pieces(q * scale), pieces(k), pieces(v), outputs[1:], pieces(slope), pieces(means), strict=True)
+        found = [_backward(*each, window=mask.window) for each in parts]
+        dq, dk, dv = ([each[i] for each in found] for i in range(3))
+        return whole(dq, n_heads) * scale, whole(dk, groups), whole(dv, groups)
+
+    return cast("list[mx.array]", attend(q, k, v))[0]
+
+
+# Of a longer document the scores above the diagonal are mostly left out, a block of queries at a time.
+_BLOCK = 256
+
+
+def _blocks(n: int, window: int | None) -> list[tuple[int, int, int]]:
+    """Queries ``[start, end)`` see keys ``[first, end)``."""
+    step = _BLOCK if n > _BLOCK * 3 // 2 else n
+    starts = range(0, n, step)
+    return [(s, min(s + step, n), max(0, s - window + 1) if window is not None else 0) for s in starts]
+
+
+def _queries(x: mx.array, n: int, start: int, end: int) -> mx.array:
+    """Some queries of (groups, heads of a group x n, width), all heads of them."""
+    if (start, end) == (0, n):
+        return x
+    return x.reshape(x.shape[0], -1, n, x.shape[-1])[:, :, start:end].reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _scores(q: mx.array, k: mx.array, start: int, end: int, first: int, window: int | None) -> mx.array:
+    """fp32 (groups, heads of a group x queries, keys), masked."""
+    scores = (q @ k[:, first:end].swapaxes(-1, -2)).astype(mx.float32)
+    n = end - start
+    shape = scores.shape
+    return (scores.reshape(shape[0], -1, n, shape[-1]) + _bias(n, shape[-1], window)).reshape(shape)
 
 
 @cache
-def _attention(n: int, window: int | None) -> Any:
-    """softmax(q k^T) v under a causal mask, with the scores recomputed in the backward pass.
-
-    Shapes: q (groups, heads of a group, n, width); k and v (groups, 1, n, width).
-    """
-    position = np.arange(n)
-    distance = position[:, None] - position[None, :]
+def _bias(n_queries: int, n_keys: int, window: int | None) -> mx.array:
+    """0 where the last ``n_queries`` of ``n_keys`` positions see a key, else so little that its weight is 0."""
+    distance = np.arange(n_keys - n_queries, n_keys)[:, None] - np.arange(n_keys)[None, :]
     hidden = (distance < 0) if window is None else (distance < 0) | (distance >= window)
-    bias = mx.array(np.where(hidden, np.float32(-1e9), np.float32(0)))
+    return mx.array(np.where(hidden, np.float32(-1e9), np.float32(0)))
 
-    def weights(q: mx.array, k: mx.array) -> mx.array:
-        scores = q @ k.swapaxes(-1, -2) + bias.astype(q.dtype)
-        return mx.softmax(scores, axis=-1, precise=True)
 
-    @mx.custom_function
-    def attention(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return weights(q, k) @ v
+def _forward(q: mx.array, k: mx.array, v: mx.array, window: int | None) -> tuple[mx.array, mx.array]:
+    """One document: what its queries get, and the logarithm of the sum of each one's weights (fp32)."""
+    n = k.shape[1]
+    outs, totals = [], []
+    for start, end, first in _blocks(n, window):
+        scores = _scores(_queries(q, n, start, end), k, start, end, first, window)
+        highest = scores.max(axis=-1, keepdims=True)
+        weights = exp(scores - highest)
+        sums = weights.sum(axis=-1, keepdims=True)
+        outs.append((weights.astype(v.dtype) @ v[:, first:end]) / sums.astype(v.dtype))
+        totals.append(highest + mx.log(sums))
+    return _joined(outs, k.shape[0], n), _joined(totals, k.shape[0], n)
 
-    @attention.vjp
-    def attention_vjp(primals: Sequence[mx.array], cotangent: mx.array, output: mx.array) -> tuple[mx.array, ...]:
-        q, k, v = primals
-        p = weights(q, k)
-        slope = cotangent @ v.swapaxes(-1, -2) - (cotangent * output).sum(-1, keepdims=True)
-        slope = slope * p
-        dk = (slope.swapaxes(-1, -2) @ q).sum(1, keepdims=True)
-        dv = (p.swapaxes(-1, -2) @ cotangent).sum(1, keepdims=True)
-        return slope @ k, dk, dv
 
-    return cast("Any", attention)
+def _backward(
+    q: mx.array, k: mx.array, v: mx.array, totals: mx.array, slope: mx.array, means: mx.array, *, window: int | None
+) -> tuple[mx.array, mx.array, mx.array]:
+    """One document's gradients; its weights are computed again (as FlashAttention does)."""
+    n = k.shape[1]
+    dq: list[mx.array] = []
+    dk, dv = mx.zeros_like(k), mx.zeros_like(v)
+    blocks = _blocks(n, window)
+    for start, end, first in blocks:
+        queries, cotangent = _queries(q, n, start, end), _queries(slope, n, start, end)
+        scores = _scores(queries, k, start, end, first, window)
+        weights = exp(scores - _queries(totals, n, start, end)).astype(v.dtype)
+        values_slope = cotangent @ v[:, first:end].swapaxes(-1, -2)
+        scores_slope = weights * (values_slope - _queries(means, n, start, end))
+        dq.append(scores_slope @ k[:, first:end])
+        key_slope = scores_slope.swapaxes(-1, -2) @ queries
+        value_slope = weights.swapaxes(-1, -2) @ cotangent
+        if len(blocks) == 1:
+            dk, dv = key_slope, value_slope
+        else:
+            dk = dk.at[:, first:end].add(key_slope)
+            dv = dv.at[:, first:end].add(value_slope)
+    return _joined(dq, k.shape[0], n), dk, dv
+
+
+def _joined(blocks: list[mx.array], groups: int, n: int) -> mx.array:
+    """Blocks of queries as one document again: (groups, heads of a group x n, width)."""
+    if len(blocks) == 1:
+        return blocks[0]
+    width = blocks[0].shape[-1]
+    heads = sum(block.shape[1] for block in blocks) // n
+    return mx.concatenate([block.reshape(groups, heads, -1, width) for block in blocks], axis=2).reshape(
+        groups, heads * n, width
+    )

@@ -114,6 +114,7 @@ def follow_recipe(
     from finetune.base_model import in_mlx_form
     from finetune.data.dataset import load_dataset
     from finetune.data.formatter import ChatFormatter
+    from finetune.lanes import open_lanes
     from finetune.publish import finish
     from finetune.ranks import Ranks
     from finetune.session import Session, describe
@@ -123,6 +124,7 @@ def follow_recipe(
     def say(text: str) -> None:
         context.emit(Message("info", text))
 
+    lanes = open_lanes(n_threads)
     ranks = Ranks.join() if sharing else Ranks()
     store = ModelStore(context.home)
     manifest = in_mlx_form(store, store.resolve(recipe.model), context)
@@ -139,7 +141,7 @@ def follow_recipe(
     base = load_base(store.file(manifest).parent)
     speak = speaker(base.model, formatter, end_tokens(base.config, formatter.tokenizer))
     budget = machine_memory(settings.memory_gb).budget // max(1, sharing)
-    outcome = Session(recipe, base, data, context, budget, speak, ranks).run()
+    outcome = Session(recipe, base, data, context, budget, speak, ranks, lanes).run()
     if outcome is None:
         return {}
     report = describe(recipe, data, outcome, say)

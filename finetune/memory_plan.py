@@ -57,18 +57,20 @@ def probe(stepper: Stepper, parameters: Tree, lengths: Sequence[int], n_vocab: i
         optimizer_bytes: What its state will take; it has none yet.
     """
     typical = int(np.median(lengths)) if len(lengths) else 64
+    n_rows = stepper.lanes.n_rows
     points = []
     for n_tokens in (_SHORT, _SHORT, _LONG):  # the first warms up
-        batch = make_batch([_documents(n_tokens, typical, n_vocab)], n_tokens)
+        batch = make_batch([_documents(n_tokens, typical, n_vocab)] * n_rows, n_tokens)
         mx.clear_cache()
         mx.reset_peak_memory()
         began = time.perf_counter()
         mx.eval(stepper.loss_and_gradient(parameters, batch))
         points.append((mx.get_peak_memory(), time.perf_counter() - began))
     (short, quick), (long, slow) = points[1:]
-    per_token = max(1.0, (long - short) / (_LONG - _SHORT))
-    fixed = max(0, short - per_token * _SHORT) + optimizer_bytes
-    return Probe(int(fixed), per_token, max(slow / _LONG, (slow - quick) / (_LONG - _SHORT)))
+    few, many = n_rows * _SHORT, n_rows * _LONG
+    per_token = max(1.0, (long - short) / (many - few))
+    fixed = max(0, short - per_token * few) + optimizer_bytes
+    return Probe(int(fixed), per_token, max(slow / many, (slow - quick) / (many - few)))
 
 
 def _documents(n_tokens: int, typical: int, n_vocab: int) -> list[Example]:

@@ -92,6 +92,11 @@ class Batch:
         """Positions that are no padding."""
         return int((self.segments > 0).sum())
 
+    def every(self, first: int, step: int) -> "Batch":
+        """Its rows ``first``, ``first + step``, and so on."""
+        rows = slice(first, None, step)
+        return Batch(self.inputs[rows], self.targets[rows], self.segments[rows], self.supervised[rows])
+
 
 def make_batch(rows: Sequence[Sequence[Example]], capacity: int) -> Batch:
     """Lay documents out in rows of ``capacity`` positions, each document one shorter than its tokens."""

@@ -33,17 +33,19 @@ def plan(context: JobContext) -> dict[str, Any]:
     from finetune.base_model import in_mlx_form
     from finetune.data.dataset import load_dataset
     from finetune.data.formatter import ChatFormatter
+    from finetune.lanes import open_lanes
     from finetune.ranks import Ranks
     from finetune.session import Session
     from finetune.tokenizer import load_tokenizer
 
+    lanes = open_lanes(settings.threads)
     store = ModelStore(context.home)
     manifest = in_mlx_form(store, store.resolve(recipe.model), context)
     formatter = ChatFormatter(load_tokenizer(store, manifest), recipe.train_on)
     data = load_dataset(recipe, formatter, check_cancelled=context.check_cancelled)
     base = load_base(store.file(manifest).parent)
     budget = machine_memory(settings.memory_gb).budget
-    session = Session(recipe, base, data, context, budget, lambda _chat, _longest: "", Ranks())
+    session = Session(recipe, base, data, context, budget, lambda _chat, _longest: "", Ranks(), lanes)
     made = session.make_plan()
     n_tokens = made.schedule.n_steps * made.schedule.accumulate * made.rows * made.capacity
     return {

@@ -18,6 +18,7 @@ from finetune.base import Base
 from finetune.body import find_body
 from finetune.checkpoints import Checkpoints, random_state, restore_random
 from finetune.data.dataset import Dataset
+from finetune.lanes import Lanes
 from finetune.lora import adapter_config, add_adapters
 from finetune.memory_plan import Fitted, Probe, fit_run, probe
 from finetune.observer import JobObserver, SilentObserver, Speak
@@ -46,6 +47,7 @@ class Plan:
         capacity: Positions of a row.
         rows: Of a batch.
         packed: Several documents share a row.
+        lanes: Streams that share the rows of a batch; 1 where there is one.
         schedule: When things happen.
         fitted: How it fits in memory.
     """
@@ -53,6 +55,7 @@ class Plan:
     capacity: int
     rows: int
     packed: bool
+    lanes: int
     schedule: Schedule
     fitted: Fitted
 
@@ -89,6 +92,7 @@ class Session:
         budget: Bytes of memory that may be used.
         speak: Generates a sample with the model as it is.
         ranks: Who else trains.
+        lanes: Streams to compute on.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Session:
         budget: int,
         speak: Speak,
         ranks: Ranks,
+        lanes: Lanes,
     ) -> None:
         self._recipe = recipe
         self._base = base
@@ -108,6 +113,7 @@ class Session:
         self._budget = budget
         self._speak = speak
         self._ranks = ranks
+        self._lanes = lanes
         self._body = find_body(base.model, base.n_vocab)
         mx.random.seed(recipe.seed)
         self._keys = add_adapters(base.model, recipe)
@@ -122,6 +128,7 @@ class Session:
             JobCancelledError: It was cancelled; what was done is saved.
         """
         plan = self._plan()
+        self._lanes = self._lanes.first(plan.lanes)
         mx.random.seed(self._recipe.seed)  # measuring has drawn from it, and a run that goes on measures nothing
         config = adapter_config(self._recipe, self._keys, len(self._base.model.layers))
         checkpoints = Checkpoints(self._context.directory / "checkpoints", config) if self._ranks.leads else None
@@ -222,7 +229,9 @@ class Session:
             self._context.emit(Message("warning", text))
         capacity = capacity_of(recipe, [*train, *self._data.valid], packed=packed)
         wanted = batch_tokens(recipe, train)
-        micro = max(capacity, recipe.micro_tokens or min(wanted, 1024 if self._base.on_cpu else 4096))
+        a_row_each = min(self._lanes.n_rows, max(1, wanted // capacity)) * capacity
+        usual = max(a_row_each, min(wanted, 1024 if self._base.on_cpu else 4096))
+        micro = max(capacity, recipe.micro_tokens or usual)
         choices = ("none", "alternate", "all") if recipe.checkpointing == "auto" else (recipe.checkpointing,)
         fitted = fit_run(lambda which: self._probe(packed, which), choices, micro, capacity, self._budget)
         rows = max(1, fitted.micro_tokens // capacity)
@@ -235,7 +244,7 @@ class Session:
             packed=packed,
             has_valid=bool(self._data.valid),
         )
-        return Plan(capacity, rows, packed, schedule, fitted)
+        return Plan(capacity, rows, packed, min(rows, self._lanes.n_rows), schedule, fitted)
 
     def _probe(self, packed: bool, which: str) -> Probe:
         parameters = self._base.model.trainable_parameters()
@@ -255,6 +264,7 @@ class Session:
             compute=self._base.compute,
             compiled=not self._base.on_cpu,
             head_is_trained=self._recipe.method == "full",
+            lanes=self._lanes,
         )
 
 

@@ -1,6 +1,7 @@
 """One forward and backward pass over a batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from mlx.utils import tree_map
 from finetune.attention import packed_caches
 from finetune.body import Body
 from finetune.document_attention import DocumentCache, document_attention
+from finetune.exponentials import fast_exponentials
+from finetune.lanes import Lanes
 from finetune.losses import cross_entropy_sum, linear_cross_entropy
 from finetune.optimizer import Tree
 from finetune.packing import Batch
@@ -63,11 +66,12 @@ class Stepper:
     Args:
         body: The model.
         packed: Rows hold several documents.
-        fused: The device has fused attention; else attention is computed a document at a time.
+        fused: The device has fused kernels; else attention is computed a document at a time, and exponentials are ours.
         checkpointed: Blocks to compute again in the backward pass.
         compute: Float type of the trained weights in the passes; their own copy stays fp32.
         compiled: Trace the pass once for each shape. On a CPU that would need a C++ compiler and gains nothing.
         head_is_trained: The output layer is among the trained weights.
+        lanes: Streams that share the rows of a batch; None for the default stream.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Stepper:
         compute: mx.Dtype,
         compiled: bool,
         head_is_trained: bool = False,
+        lanes: Lanes | None = None,
     ) -> None:
         self._body = body
         self._packed = packed
@@ -87,6 +92,7 @@ class Stepper:
         self._checkpointed = checkpointed
         self._compute = compute
         self._trained = body.head_module if head_is_trained else None
+        self.lanes = lanes or Lanes()
         gradient: Callable[..., tuple[mx.array, Tree]] = mx.value_and_grad(self._loss_of)
         # Dropout draws from the random state, so it goes into a compiled pass and comes out.
         compile_ = partial(mx.compile, inputs=mx.random.state, outputs=mx.random.state)
@@ -94,16 +100,36 @@ class Stepper:
 
     def loss_and_gradient(self, parameters: Tree, batch: Batch) -> tuple[mx.array, Tree]:
         """The summed loss of the batch's supervised tokens in nats, and its gradient by ``parameters`` (fp32)."""
-        with recomputed(self._checkpointed), document_attention():
+        total: tuple[mx.array, Tree] | None = None
+        with recomputed(self._checkpointed), self._kernels():
             try:
-                return self._gradient(parameters, *Arrays.of(batch))
+                for stream, rows in self.lanes.split(batch):
+                    with mx.stream(stream) if stream else nullcontext():
+                        part = self._gradient(parameters, *Arrays.of(rows))
+                    total = part if total is None else tree_map(lambda a, b: a + b, total, part)
             finally:
                 self._body.model.update(parameters)  # tracing leaves tracers in the model
+        assert total is not None, "a batch has rows"
+        return total
 
     def loss(self, batch: Batch) -> mx.array:
         """The summed loss alone."""
-        with document_attention():
-            return self._loss(*Arrays.of(batch))
+        total = mx.array(0.0)
+        with self._kernels():
+            for stream, rows in self.lanes.split(batch):
+                with mx.stream(stream) if stream else nullcontext():
+                    part = self._loss(*Arrays.of(rows))
+                total = total + part
+        return total
+
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        """What stands in for a GPU's kernels where there is none."""
+        with ExitStack() as stack:
+            if not self._fused:
+                stack.enter_context(document_attention())
+                stack.enter_context(fast_exponentials(self._body.model))
+            yield
 
     def _loss_of(self, parameters: Tree, *arrays: mx.array) -> mx.array:
         self._body.model.update(tree_map(lambda p: p.astype(self._compute), parameters))

@@ -109,6 +109,16 @@ def preload_blas() -> Blas | None:
     return blas
 
 
+def set_blas_threads(n_threads: int) -> None:
+    """Let the BLAS of :func:`preload_blas` use so many threads from now on; where none was loaded, nothing happens."""
+    if platform.system() != "Linux":
+        return
+    loaded = ctypes.CDLL(None)
+    for name in ("openblas_set_num_threads", "MKL_Set_Num_Threads"):
+        if hasattr(loaded, name):
+            getattr(loaded, name)(ctypes.c_int(n_threads))
+
+
 def _linux_cores() -> int:
     import psutil  # deferred: 15 ms
 

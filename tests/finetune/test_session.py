@@ -11,6 +11,7 @@ import pytest
 from finetune.base import Base
 from finetune.curve import loss_curve
 from finetune.data.dataset import DataReport, Dataset
+from finetune.lanes import Lanes
 from finetune.memory_plan import Probe, fit_run
 from finetune.observer import read_history
 from finetune.ranks import Ranks
@@ -53,7 +54,9 @@ def session(context, budget=1 << 30, data=DATA, **changes):
     fields = {"model": "tiny", "data": ("rows.jsonl",), "rank": 4, "learning_rate": 1e-2, "batch_tokens": 128}
     recipe = Recipe(**{**fields, "steps": 12, "eval_every": 4, "save_every": 5, **changes})
     base = Base(tiny_llama(), {"model_type": "llama"}, 97, mx.float32, on_cpu=True)
-    return recipe, Session(recipe, base, data, context, budget, lambda chat, _n: f"to {chat[-1]['content']}", Ranks())
+    return recipe, Session(
+        recipe, base, data, context, budget, lambda chat, _n: f"to {chat[-1]['content']}", Ranks(), Lanes()
+    )
 
 
 def test_it_tells_trains_and_reports(tmp_path):

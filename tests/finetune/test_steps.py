@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_map
 
+from finetune.attention import PackedCache
 from finetune.body import find_body
+from finetune.document_attention import DocumentCache, document_attention
+from finetune.lanes import Lanes
 from finetune.lora import add_adapters
 from finetune.losses import cross_entropy_sum, linear_cross_entropy
 from finetune.packing import make_batch, pack
@@ -168,3 +171,57 @@ def test_arrays_of_a_batch_are_padded_to_few_shapes():
     arrays = Arrays.of(make_batch([random_examples(2)], 64))
     assert arrays.places.shape == (128,)
     assert np.array(arrays.weights).sum() == sum(example.n_supervised for example in random_examples(2))
+
+
+@pytest.mark.parametrize("n_lanes", [2, 3])
+def test_lanes_change_nothing(reference, n_lanes):
+    examples, expected, expected_gradient = reference
+    model, body = adapted()
+    batch = make_batch([examples[i::4] for i in range(4)], 256)
+    lanes = Lanes().first(n_lanes)
+    assert [len(rows.inputs) for _, rows in lanes.split(batch)] == [-(-(4 - i) // n_lanes) for i in range(n_lanes)]
+    made = Stepper(body, packed=True, fused=False, checkpointed=[], compute=mx.float32, compiled=False, lanes=lanes)
+    parameters = model.trainable_parameters()
+    loss, gradient = made.loss_and_gradient(parameters, batch)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert made.loss(batch).item() == pytest.approx(expected, rel=1e-5)
+    assert largest_difference(dict(tree_flatten(gradient)), expected_gradient) < 1e-5
+    again = made.loss_and_gradient(parameters, batch)
+    assert again[0].item() == loss.item()
+    for (_, one), (_, other) in zip(tree_flatten(gradient), tree_flatten(again[1]), strict=True):
+        assert mx.array_equal(one, other).item()
+
+
+def test_a_batch_with_fewer_rows_than_lanes():
+    model, body = adapted()
+    batch = make_batch([random_examples(3)], 128)
+    alone = stepper(body, packed=True).loss_and_gradient(model.trainable_parameters(), batch)[0].item()
+    assert len(Lanes().first(4).split(batch)) == 1
+    made = Stepper(
+        body, packed=True, fused=False, checkpointed=[], compute=mx.float32, compiled=False, lanes=Lanes().first(4)
+    )
+    assert made.loss_and_gradient(model.trainable_parameters(), batch)[0].item() == alone
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_long_documents_are_computed_in_blocks(window):
+    """Both ways of attention agree on a document that is cut into blocks of queries, values and gradients."""
+    mx.random.seed(7)
+    n, length = 700, 768
+    q, k, v, cotangent = (mx.random.normal((1, heads, length, 16)) for heads in (4, 2, 2, 4))
+    segments = np.zeros((1, length), np.int32)
+    segments[0, :n], segments[0, n : n + 40] = 1, 2
+
+    def packed(cache):
+        def run(q, k, v):
+            mask = cache.make_mask(length, window_size=window)
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25, mask=mask)
+
+        return mx.vjp(run, [q, k, v], [cotangent * mx.array(segments > 0)[:, None, :, None]])
+
+    with document_attention():
+        ours = packed(DocumentCache(segments))
+    plain = packed(PackedCache(mx.array(segments)))
+    real = mx.array(segments > 0)[:, None, :, None]
+    for one, other in zip([ours[0][0], *ours[1]], [plain[0][0], *plain[1]], strict=True):
+        assert mx.abs((one - other) * real).max().item() < 2e-5 * mx.abs(other * real).max().item()
