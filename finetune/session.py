@@ -229,7 +229,8 @@ class Session:
             self._context.emit(Message("warning", text))
         capacity = capacity_of(recipe, [*train, *self._data.valid], packed=packed)
         wanted = batch_tokens(recipe, train)
-        a_row_each = min(self._lanes.n_rows, max(1, wanted // capacity)) * capacity
+        # A row for each lane of each rank: two ranks of a machine make the batches that one would make there.
+        a_row_each = min(self._lanes.n_rows * self._ranks.size, max(1, wanted // capacity)) * capacity
         usual = max(a_row_each, min(wanted, 1024 if self._base.on_cpu else 4096))
         micro = max(capacity, recipe.micro_tokens or usual)
         choices = ("none", "alternate", "all") if recipe.checkpointing == "auto" else (recipe.checkpointing,)
@@ -244,7 +245,8 @@ class Session:
             packed=packed,
             has_valid=bool(self._data.valid),
         )
-        return Plan(capacity, rows, packed, min(rows, self._lanes.n_rows), schedule, fitted)
+        lanes = min(max(1, rows // self._ranks.size), self._lanes.n_rows)
+        return Plan(capacity, rows, packed, lanes, schedule, fitted)
 
     def _probe(self, packed: bool, which: str) -> Probe:
         parameters = self._base.model.trainable_parameters()
