@@ -67,13 +67,15 @@ def check_network(environ: Mapping[str, str], settings: Settings | None) -> list
         settings: None when they cannot be read, which is reported elsewhere.
     """
     findings = [
-        Finding("ok", "No telemetry: only `localllm pull` uses the network, and only when you run it"),
         Finding(
-            "ok", "A hub that `pull` asks learns this program's name and version, and nothing else of this machine"
+            "ok",
+            "No telemetry: `localllm pull` uses the network, and `localllm finetune` where you name a data set of the hub, "
+            "and nothing else does",
         ),
+        Finding("ok", "A hub that is asked learns this program's name and version, and nothing else of this machine"),
     ]
     if _on(environ.get("HF_HUB_OFFLINE")):
-        findings.append(Finding("ok", "The hub is switched off (HF_HUB_OFFLINE): `pull` uses only what is cached"))
+        findings.append(Finding("ok", "The hub is switched off (HF_HUB_OFFLINE): only what is cached is used"))
     if endpoint := environ.get("HF_ENDPOINT"):
         findings.append(Finding("warn", f"`pull` asks {one_line(endpoint, 100)} (HF_ENDPOINT)", "Is this hub yours?"))
     if environ.get("HF_TOKEN"):
