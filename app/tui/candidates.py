@@ -41,7 +41,7 @@ class Candidate:
         name: Of the type.
         n_bytes: Of the file.
         bits: Per weight, over all parameters.
-        exact: llama.cpp has planned it; until then both figures are estimates.
+        exact: llama.cpp has planned it, or a report measured it; until then both figures are estimates.
         fits: Whether it fits in this machine's memory.
         needs: What it takes there, in words.
         notes: What to know before it is made.
@@ -88,7 +88,7 @@ class Compression:
         return cls(store, model, n_ctx, memory_gb, kept_report(store.home, model))
 
     def estimates(self) -> list[Candidate]:
-        """Every type, with figures of large models.
+        """Every type, with what a report has measured, else with figures of large models.
 
         Raises:
             InvalidModelError: The model is damaged.
@@ -97,8 +97,10 @@ class Compression:
         names = [name for name in TYPES if name != self.model.quantization.lower()]
         found = []
         for name in names:
-            bits = FILE_TYPES[name].bits
-            found.append(self._candidate(name, int(self.model.parameters * bits / 8), bits, (), shape, machine))
+            row, bits = self._row(name), FILE_TYPES[name].bits
+            n_bytes, bits = (row.n_bytes, row.bits) if row else (int(self.model.parameters * bits / 8), bits)
+            candidate = self._candidate(name, n_bytes, bits, (), shape, machine)
+            found.append(replace(candidate, exact=row is not None))
         return found
 
     def plans(self, estimates: list[Candidate], check_cancelled: Callable[[], None]) -> Iterator[Candidate]:
@@ -125,6 +127,9 @@ class Compression:
             made = self._candidate(estimate.name, plan.n_bytes, plan.bits, notes, shape, machine)
             yield replace(made, exact=True)
 
+    def _row(self, name: str) -> Row | None:
+        return self.report.row_of_type(name) if self.report else None
+
     def _candidate(
         self, name: str, n_bytes: int, bits: float, notes: tuple[str, ...], shape: ModelShape, machine: MachineMemory
     ) -> Candidate:
@@ -135,7 +140,7 @@ class Compression:
             "required": ("Needs an importance matrix, which is measured first.",),
             "recommended": ("An importance matrix is measured first.",),
         }.get(kind.imatrix, ())
-        row = self.report.row_of_type(name) if self.report else None
+        row = self._row(name)
         kl, perplexity = (row.kl, row.quality.perplexity.perplexity) if row else (None, None)
         return Candidate(name, n_bytes, bits, False, found.fits, needs, (*imatrix, *notes), kl, perplexity)
 

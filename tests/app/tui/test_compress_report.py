@@ -4,6 +4,7 @@ import pytest
 from textual.widgets import Input, OptionList
 
 from app.cli.main import main
+from app.tui.candidates import Compression
 from app.tui.screens.compress import CompressScreen
 from app.tui.screens.dialogs import ConfirmDialog, LineDialog
 from app.tui.widgets.job_bar import JobBar
@@ -72,6 +73,12 @@ async def test_figures_beside_the_types_and_the_plot_in_their_place(make_app, me
         assert drawn(app) == ""
         await pilot.press("home", "j")
         await wait_for(pilot, lambda: notes(app).startswith("q6_k "))
+
+
+def test_what_was_measured_is_no_estimate(home, measured):
+    found = {one.name: one for one in Compression.of(ModelStore(home), "smollm2-135m", 0, 1).estimates()}
+    assert (found["q4_k_m"].n_bytes, found["q4_k_m"].exact) == (105_000_000, True)
+    assert (found["q4_k_s"].exact, found["q4_k_s"].kl) == (False, None)
 
 
 async def test_both_where_there_is_room(make_app, measured, settle):
