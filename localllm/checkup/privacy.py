@@ -69,8 +69,8 @@ def check_network(environ: Mapping[str, str], settings: Settings | None) -> list
     findings = [
         Finding(
             "ok",
-            "No telemetry: `localllm pull` uses the network, and `localllm finetune` where you name a data set of the hub, "
-            "and nothing else does",
+            "No telemetry: only `localllm pull` uses the network, "
+            "and `localllm finetune` where you name a data set of the hub",
         ),
         Finding("ok", "A hub that is asked learns this program's name and version, and nothing else of this machine"),
     ]
