@@ -141,7 +141,10 @@ class TrainScreen(ChoicesScreen):
     def _measure_if_possible(self) -> None:
         """As soon as the rows are fine, where the model is in MLX's form already."""
         self._discard(self._check.drop_plan())
-        if self._can_measure and self._check.findings is not None and self._check.findings.is_unpacked:
+        found = self._check.findings
+        # Over a training that was just started it would only wait for that.
+        trains = any(isinstance(screen, TrainRunScreen) for screen in self.app.screen_stack)
+        if self._can_measure and found is not None and found.is_unpacked and not trains:
             self.action_measure()
 
     @property

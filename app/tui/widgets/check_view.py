@@ -27,6 +27,8 @@ _LOOK_SECONDS = 0.25
 _BAR_CELLS = 30
 _BAD_SHOWN = 3
 _WAITS = "Choose a model and data; what is in the rows is shown here."
+_MEASURE = "m measures memory and time."
+_BAD_FIRST = "Memory and time are measured once the bad rows are left out."
 _UNPACK = "The model is a GGUF file: training unpacks it first, once. m does that now, and measures memory and time."
 
 
@@ -179,7 +181,8 @@ class CheckView(VerticalScroll):
         if found is None:
             lines = [Content.styled(harmless(self._doing), MUTED)]
         else:
-            plan = self._plan_says or ("" if found.is_unpacked else _UNPACK)
+            offered = _UNPACK if not found.is_unpacked else _BAD_FIRST if found.n_bad else _MEASURE
+            plan = self._plan_says or offered
             lines = [*_in_words(found), Content.styled(harmless(plan), "$error" if self._plan_is_bad else "")]
             lines += [Content(""), *_histogram(found), *_previews(found, marked=self.app.no_color)]
         self.query_one("#check-text", Static).update(Content("\n").join(lines))
