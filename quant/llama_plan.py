@@ -111,7 +111,9 @@ def plan_types(
     tensors, wanted = _read_log(answer["log"], header, choices)
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
     data = sum(-(-tensor.n_bytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors)
-    metadata = sum(_metadata_bytes(part) for part in parts)
+    # Of a large vocabulary's header every reading takes a while: that of the only part was read above.
+    headers = [header] if len(parts) == 1 else [read_gguf_header(part) for part in parts]
+    metadata = sum(_metadata_bytes(part) for part in headers)
     bits = 8 * sum(tensor.n_bytes for tensor in tensors) / max(parameters, 1)
     return QuantizePlan(
         tensors, data + metadata, bits, _warnings(tensors, wanted, choices), _lacking(tensors, choices, imatrix)
@@ -247,6 +249,5 @@ def _warnings(tensors: Sequence[TensorPlan], wanted: Mapping[str, str], choices:
     return tuple(said)
 
 
-def _metadata_bytes(part: Path) -> int:
-    header = read_gguf_header(part)
+def _metadata_bytes(header: GGUFHeader) -> int:
     return min((tensor.offset for tensor in header.tensors), default=header.file_size)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from localllm.errors import DiskFullError, InvalidModelError, LocalLLMError, StoreError
 from localllm.gguf_header import read_gguf_header
@@ -95,6 +95,24 @@ def test_parts_of_both_forms(tmp_path, directory, gguf):
             np.array_equal(one.read_rows(name, 0, info.n_rows), other.read_rows(name, 0, info.n_rows))
             for name, info in one.tensors.items()
         )
+
+
+def test_a_hundred_shards_are_one_model(tmp_path):
+    directory = write_hf_model(tmp_path / "deep", "llama", num_hidden_layers=12)
+    to_gguf(directory, tmp_path / "one.gguf")
+    arrays = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    weight_map = {name: f"model-{part + 1:05d}-of-{len(arrays):05d}.safetensors" for part, name in enumerate(arrays)}
+    for name, file in weight_map.items():
+        save_file({name: arrays[name]}, directory / file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert len(weight_map) > 100
+    to_gguf(directory, tmp_path / "many.gguf", name="deep")
+    assert (tmp_path / "many.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()
+    (directory / weight_map["model.norm.weight"]).unlink()
+    with pytest.raises(InvalidModelError, match=f"1 of {len(weight_map)} files"):
+        to_gguf(directory, tmp_path / "lacking.gguf")
+    assert left_in(tmp_path) == ["deep", "many.gguf", "one.gguf"]
 
 
 def test_an_embedder_comes_back_with_its_pooling(tmp_path):

@@ -1,6 +1,7 @@
 """Quantizing: the bytes are llama-quantize's, and nothing half-made is ever left."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -90,6 +91,16 @@ def test_a_cancel_leaves_nothing(wide, tmp_path):
     with pytest.raises(JobCancelledError):
         quantize_gguf(wide, tmp_path / "out.gguf", "q4_k_m", n_threads=1, check_cancelled=cancel)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_at_once_leave_one_whole_model(wide, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(lambda _: quantize_gguf(wide, tmp_path / "out.gguf", "q8_0", n_threads=1), range(2)))
+    assert made[0] == made[1]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.gguf"]
+    assert {tensor.name: tensor.type_name for tensor in read_gguf_header(tmp_path / "out.gguf").tensors} == {
+        tensor.name: tensor.to_type for tensor in made[0].plan.tensors
+    }
 
 
 def test_an_earlier_result_stays_when_the_next_fails(wide, tmp_path):
