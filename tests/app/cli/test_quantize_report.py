@@ -267,8 +267,21 @@ def test_the_table_stays_within_the_terminal(home, capsys, width):
 
 @pytest.mark.model
 def test_the_real_starter(starter_home, monkeypatch, capsys):
+    """On two chunks: enough to tell types apart that differ by a factor of two and more."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    words = ["quantize", "starter", "--report", "--types", "q8_0,q4_0,q2_k", "--imatrix", "none", *QUICK, "--json"]
+    words = [
+        "quantize",
+        "starter",
+        "--report",
+        "--types",
+        "q8_0,q4_0,q2_k",
+        "--imatrix",
+        "none",
+        *QUICK,
+        "--json",
+        "--chunks",
+        "2",
+    ]
     assert main(words) == 0
     record = json.loads(capsys.readouterr().out)
     rows = {row["type"]: row for row in record["rows"]}
