@@ -5,7 +5,6 @@ python -m benchmarks.finetune_runs score RUN.json    the loss of an adapter on t
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -64,14 +63,12 @@ class Figures:
         seconds: Of all updates but the first, which warms up.
         per_second: Supervised tokens a second in those.
         peak: MLX's own peak of memory, in bytes.
-        resident: The process's peak of resident memory, in bytes.
     """
 
     supervised: int
     seconds: float
     per_second: float
     peak: int
-    resident: int
 
 
 def train_ours(run: Run) -> Figures:
@@ -97,11 +94,7 @@ def train_ours(run: Run) -> Figures:
     updates = [record for record in history if "loss" in record]
     report = json.loads((job / "out" / "report.json").read_text())
     Path(out, "adapter").symlink_to(Path(run.home, "adapters", name))
-    return _figures(
-        [(update["supervised"], update["seconds"]) for update in updates],
-        report["memory"]["measured"],
-        report["memory"].get("resident", 0),
-    )
+    return _figures([(update["supervised"], update["seconds"]) for update in updates], report["memory"]["measured"])
 
 
 def train_mlx_lm(run: Run) -> Figures:
@@ -146,13 +139,13 @@ def train_mlx_lm(run: Run) -> Figures:
     del valid
     mx.reset_peak_memory()
     lora.train_model(args, model, train, [], Keep())
-    return _figures(updates, peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return _figures(updates, peak)
 
 
-def _figures(updates: list[tuple[int, float]], peak: int, resident: int) -> Figures:
+def _figures(updates: list[tuple[int, float]], peak: int) -> Figures:
     counted = updates[1:]
     supervised, seconds = sum(n for n, _ in counted), sum(s for _, s in counted)
-    return Figures(sum(n for n, _ in updates), seconds, supervised / seconds, peak, resident)
+    return Figures(sum(n for n, _ in updates), seconds, supervised / seconds, peak)
 
 
 def score(run: Run) -> float:

@@ -230,7 +230,7 @@ class Session:
         capacity = capacity_of(recipe, [*train, *self._data.valid], packed=packed)
         wanted = batch_tokens(recipe, train)
         # A row for each lane of each rank: two ranks of a machine make the batches that one would make there.
-        a_row_each = min(self._lanes.n_rows * self._ranks.size, max(1, wanted // capacity)) * capacity
+        a_row_each = min(self._lanes.n_rows * self._ranks.size, max(1, round(wanted / capacity))) * capacity
         usual = max(a_row_each, min(wanted, 1024 if self._base.on_cpu else 4096))
         micro = max(capacity, recipe.micro_tokens or usual)
         choices = ("none", "alternate", "all") if recipe.checkpointing == "auto" else (recipe.checkpointing,)
@@ -245,7 +245,8 @@ class Session:
             packed=packed,
             has_valid=bool(self._data.valid),
         )
-        lanes = min(max(1, rows // self._ranks.size), self._lanes.n_rows)
+        # Packed rows are taken apart: a lane gets documents. Others are computed as they are.
+        lanes = self._lanes.n_rows if packed else min(max(1, rows // self._ranks.size), self._lanes.n_rows)
         return Plan(capacity, rows, packed, lanes, schedule, fitted)
 
     def _probe(self, packed: bool, which: str) -> Probe:

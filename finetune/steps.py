@@ -103,7 +103,7 @@ class Stepper:
         total: tuple[mx.array, Tree] | None = None
         with recomputed(self._checkpointed), self._kernels():
             try:
-                for stream, rows in self.lanes.split(batch):
+                for stream, rows in self.lanes.split(batch, packed=self._packed):
                     with mx.stream(stream) if stream else nullcontext():
                         part = self._gradient(parameters, *Arrays.of(rows))
                     total = part if total is None else tree_map(lambda a, b: a + b, total, part)
@@ -116,7 +116,7 @@ class Stepper:
         """The summed loss alone."""
         total = mx.array(0.0)
         with self._kernels():
-            for stream, rows in self.lanes.split(batch):
+            for stream, rows in self.lanes.split(batch, packed=self._packed):
                 with mx.stream(stream) if stream else nullcontext():
                     part = self._loss(*Arrays.of(rows))
                 total = total + part

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from serve.discovery import running_server
+from serve.toolcalls.grammar import MAX_CALLS
 
 MODEL = "smollm2-135m"
 COUNT = [{"role": "user", "content": "Write the numbers from 1 to 9 with commas."}]
@@ -96,7 +97,9 @@ def test_every_api_keeps_to_a_schema(url):
 def test_a_forced_call(url):
     schema = {"type": "object", "properties": {"day": {"enum": ["Monday"]}}, "required": ["day"]}
     tool = {"name": "set_day", "description": "Set the day.", "input_schema": schema}
-    asked = {"model": MODEL, "messages": COUNT, "max_tokens": 200, "tools": [tool], "tool_choice": {"type": "any"}}
+    # Room for as many calls as an answer may have: a small model, once it calls, goes on calling.
+    room = 64 * MAX_CALLS
+    asked = {"model": MODEL, "messages": COUNT, "max_tokens": room, "tools": [tool], "tool_choice": {"type": "any"}}
     with anthropic.Anthropic(base_url=url, api_key="a-key", max_retries=0, timeout=120) as claude:
         message = claude.messages.create(**asked)
         with claude.messages.stream(**asked) as stream:
