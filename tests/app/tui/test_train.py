@@ -13,7 +13,7 @@ from app.tui.screens.train_dialogs import PathsDialog, SettingDialog
 from app.tui.screens.train_run import TrainRunScreen
 from app.tui.train_setup import Setup
 from localllm.jobs.record import JobSpec
-from tests.app.tui.test_chat import notices, wait_for, write
+from tests.app.tui.test_chat import notices, write
 from tests.app.tui.test_hostile import HOSTILE, assert_clean
 from tests.app.tui.test_models import wait_long
 from tests.app.tui.test_windows import options
@@ -52,7 +52,7 @@ def finds(monkeypatch, jobs):
 async def opened(pilot, settle):
     await settle(pilot)
     await pilot.press("f10")
-    await wait_for(pilot, lambda: isinstance(pilot.app.screen, TrainScreen) and options(pilot.app))
+    await wait_long(pilot, lambda: isinstance(pilot.app.screen, TrainScreen) and options(pilot.app))
     await settle(pilot)
 
 
@@ -88,18 +88,18 @@ async def test_nothing_yet(make_app, jobs, settle):
         assert form(app)["model"] == "none: Enter chooses one"
         assert "Choose a model and data" in found(app)
         await pilot.press("s", "w", "b", "m", "c", "t")
-        await wait_for(pilot, lambda: "No training has run yet" in notices(app))
+        await wait_long(pilot, lambda: "No training has run yet" in notices(app))
         await line(pilot, 0)
-        await wait_for(pilot, lambda: "No model is here yet" in notices(app))
+        await wait_long(pilot, lambda: "No model is here yet" in notices(app))
         await pilot.press("f1")
         assert isinstance(app.screen, HelpScreen)
         await pilot.press("escape", "f10")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChatScreen))
+        await wait_long(pilot, lambda: isinstance(app.screen, ChatScreen))
         await pilot.press("ctrl+p")
         await write(pilot, "train a")
-        await wait_for(pilot, lambda: app.screen.query("CommandList").first().option_count > 0)
+        await wait_long(pilot, lambda: app.screen.query("CommandList").first().option_count > 0)
         await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainScreen))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainScreen))
         assert not jobs.list()
 
 
@@ -111,35 +111,35 @@ async def test_choices_show_what_they_come_to(app, home, rows, finds, settle):
         assert form(app)["rank"] == "16  scale 2"
         assert form(app)["epochs"] == "by the data"
         await line(pilot, 0)
-        await wait_for(pilot, lambda: isinstance(app.screen, ChoiceDialog) and len(options(app)) == 2)
+        await wait_long(pilot, lambda: isinstance(app.screen, ChoiceDialog) and len(options(app)) == 2)
         await pilot.press("home", "enter")
-        await wait_for(pilot, lambda: form(app)["model"].startswith("other:q8_0"))
+        await wait_long(pilot, lambda: form(app)["model"].startswith("other:q8_0"))
         await drop(pilot, f"'{rows}'")
-        await wait_for(pilot, lambda: form(app)["name"] == "my-rows")
+        await wait_long(pilot, lambda: form(app)["name"] == "my-rows")
         await wait_long(pilot, lambda: form(app)["steps"] == "by the epochs  44")
         assert form(app)["epochs"] == "by the data  about 9.6 passes"
         await line(pilot, 3, "end", "enter")
-        await wait_for(pilot, lambda: form(app)["rank"] == "16  not used")
+        await wait_long(pilot, lambda: form(app)["rank"] == "16  not used")
         await line(pilot, 4, *"999999", "enter")
         assert "rank is wrong" in str(app.screen.query_one("#dialog-about").render())
         await pilot.press(*["backspace"] * 6, *"8", "enter")
-        await wait_for(pilot, lambda: form(app)["rank"].startswith("8"))
+        await wait_long(pilot, lambda: form(app)["rank"].startswith("8"))
         await line(pilot, 6, *"30", "enter")
-        await wait_for(pilot, lambda: form(app)["steps"] == "30")
+        await wait_long(pilot, lambda: form(app)["steps"] == "30")
         assert form(app)["epochs"].startswith("by the steps")
         await line(pilot, 5, *"2.5", "enter")
-        await wait_for(pilot, lambda: form(app)["epochs"].startswith("2.5"))
+        await wait_long(pilot, lambda: form(app)["epochs"].startswith("2.5"))
         assert form(app)["steps"].startswith("by the epochs")
         await line(pilot, 7, *"2e-5", "enter")
-        await wait_for(pilot, lambda: form(app)["learning rate"] == "2e-05")
+        await wait_long(pilot, lambda: form(app)["learning rate"] == "2e-05")
         await line(pilot, 7, *["backspace"] * 5, "enter")
-        await wait_for(pilot, lambda: form(app)["learning rate"] == "0.0002")
+        await wait_long(pilot, lambda: form(app)["learning rate"] == "0.0002")
         await line(pilot, 2, *"a:b", "enter")
         assert isinstance(app.screen, SettingDialog), "that is no name of an adapter"
         await pilot.press(*["backspace"] * 3, *"Mine", "enter")
-        await wait_for(pilot, lambda: form(app)["name"] == "mine")
+        await wait_long(pilot, lambda: form(app)["name"] == "mine")
         await pilot.press("escape", "f10")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainScreen))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainScreen))
         assert form(app)["name"] == "mine", "what was chosen is there again"
 
 
@@ -149,34 +149,34 @@ async def test_data_are_typed_completed_and_dropped(app, rows, finds, settle, tm
     async with app.run_test() as pilot:
         await opened(pilot, settle)
         await line(pilot, 1, *"nothing", "enter")
-        await wait_for(
+        await wait_long(
             pilot, lambda: "no file or directory nothing" in str(app.screen.query_one("#dialog-about").render())
         )
         assert isinstance(app.screen, PathsDialog)
         app.screen.query_one(Input).value = ""
         await write(pilot, "m")
         await pilot.press("tab")
-        await wait_for(pilot, lambda: "more/  my rows.jsonl" in str(app.screen.query_one("#dialog-names").render()))
+        await wait_long(pilot, lambda: "more/  my rows.jsonl" in str(app.screen.query_one("#dialog-names").render()))
         await pilot.press("y", "tab")
-        await wait_for(pilot, lambda: app.screen.query_one(Input).value == "my\\ rows.jsonl")
-        await wait_for(pilot, lambda: "1 file, 35 B" in str(app.screen.query_one("#dialog-about").render()))
+        await wait_long(pilot, lambda: app.screen.query_one(Input).value == "my\\ rows.jsonl")
+        await wait_long(pilot, lambda: "1 file, 35 B" in str(app.screen.query_one("#dialog-about").render()))
         await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainScreen))
-        await wait_for(pilot, lambda: form(app)["data"].endswith("my rows.jsonl  1 file, 35 B"))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainScreen))
+        await wait_long(pilot, lambda: form(app)["data"].endswith("my rows.jsonl  1 file, 35 B"))
         await drop(pilot, f"{tmp_path / 'more'!s}\nnone at\\ all")
-        await wait_for(pilot, lambda: "no file or directory none" in notices(app))
+        await wait_long(pilot, lambda: "no file or directory none" in notices(app))
         await drop(pilot, f"file://{tmp_path}/more")
-        await wait_for(pilot, lambda: form(app)["data"] == "my rows.jsonl, more  2 files, 57 B")
+        await wait_long(pilot, lambda: form(app)["data"] == "my rows.jsonl, more  2 files, 57 B")
         await line(pilot, 1)
         dialog = app.screen
         assert dialog.query_one(Input).value == f"'{rows}' {tmp_path}/more"
         dialog.query_one(Input).value = ""
         await drop(pilot, f"{tmp_path}/more\n{rows}\n")
-        await wait_for(pilot, lambda: dialog.query_one(Input).value == f"{tmp_path}/more '{rows}'")
+        await wait_long(pilot, lambda: dialog.query_one(Input).value == f"{tmp_path}/more '{rows}'")
         await pilot.press("escape")
         rows.unlink()
         await line(pilot, 0, "escape")
-        await wait_for(pilot, lambda: "There is no file or directory" in form(app)["data"])
+        await wait_long(pilot, lambda: "There is no file or directory" in form(app)["data"])
 
 
 async def test_hostile_rows_paths_and_names_are_drawn_as_text(app, rows, finds, settle, tmp_path):
@@ -194,7 +194,7 @@ async def test_hostile_rows_paths_and_names_are_drawn_as_text(app, rows, finds, 
     async with app.run_test(size=(120, 60)) as pilot:
         await opened(pilot, settle)
         await drop(pilot, str(odd))
-        await wait_for(pilot, lambda: "There is no file or directory" in notices(app))
+        await wait_long(pilot, lambda: "There is no file or directory" in notices(app))
         await drop(pilot, str(rows))
         await wait_long(pilot, lambda: "2 bad rows" in found(app))
         assert_clean(app)
@@ -214,24 +214,24 @@ async def test_what_is_set_is_written_as_a_recipe(app, rows, finds, settle, tmp_
     async with app.run_test() as pilot:
         await opened(pilot, settle)
         await drop(pilot, str(rows))
-        await wait_for(pilot, lambda: form(app)["name"] == "my-rows")
+        await wait_long(pilot, lambda: form(app)["name"] == "my-rows")
         await line(pilot, 4, *"8", "enter")
-        await wait_for(pilot, lambda: form(app)["rank"].startswith("8"))
+        await wait_long(pilot, lambda: form(app)["rank"].startswith("8"))
         await pilot.press("w")
         assert app.screen.query_one(Input).value == str(tmp_path / "my-rows.yaml")
         await pilot.press("enter")
-        await wait_for(pilot, lambda: f"Saved as {tmp_path / 'my-rows.yaml'}" in notices(app))
+        await wait_long(pilot, lambda: f"Saved as {tmp_path / 'my-rows.yaml'}" in notices(app))
         written = yaml.safe_load((tmp_path / "my-rows.yaml").read_text())
         assert (written["model"], written["rank"], written["data"]) == ("smollm2-135m:q4_1", 8, [str(rows)])
         (tmp_path / "my-rows.yaml").write_text("mine")
         await pilot.press("w", "enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, ConfirmDialog))
+        await wait_long(pilot, lambda: isinstance(app.screen, ConfirmDialog))
         await pilot.press("enter")
         assert (tmp_path / "my-rows.yaml").read_text() == "mine"
         await pilot.press("w")
         app.screen.query_one(Input).value = str(tmp_path / "none" / "x.yaml")
         await pilot.press("enter")
-        await wait_for(pilot, lambda: "cannot be written" in notices(app))
+        await wait_long(pilot, lambda: "cannot be written" in notices(app))
 
 
 async def test_a_taken_name_is_said_before_the_start(app, rows, finds, jobs, settle):
@@ -241,17 +241,17 @@ async def test_a_taken_name_is_said_before_the_start(app, rows, finds, jobs, set
     async with app.run_test() as pilot:
         await settle(pilot)
         await pilot.press("f10")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainRunScreen))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainRunScreen))
         await pilot.press("escape")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainScreen))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainScreen))
         await drop(pilot, str(rows))
         problem = app.screen.query_one("#train-problem")
-        await wait_for(pilot, lambda: "my-rows is under way" in str(problem.render()))
+        await wait_long(pilot, lambda: "my-rows is under way" in str(problem.render()))
         await pilot.press("s")
-        await wait_for(pilot, lambda: "my-rows is under way" in notices(app))
+        await wait_long(pilot, lambda: "my-rows is under way" in notices(app))
         assert [job.spec.kind for job in jobs.list()].count("finetune") == 1
         await line(pilot, 2, *"other", "enter")
-        await wait_for(pilot, lambda: not problem.display)
+        await wait_long(pilot, lambda: not problem.display)
 
 
 async def test_a_model_that_another_window_deleted(app, home, rows, finds, settle, model):
@@ -261,9 +261,9 @@ async def test_a_model_that_another_window_deleted(app, home, rows, finds, settl
         await opened(pilot, settle)
         ModelStore(home).remove(model)
         await drop(pilot, str(rows))
-        await wait_for(pilot, lambda: "There is no model" in str(app.screen.query_one("#train-problem").render()))
+        await wait_long(pilot, lambda: "There is no model" in str(app.screen.query_one("#train-problem").render()))
         await pilot.press("s")
-        await wait_for(pilot, lambda: "There is no model" in notices(app))
+        await wait_long(pilot, lambda: "There is no model" in notices(app))
 
 
 def test_nothing_heavy_is_imported_by_the_screen():
@@ -284,11 +284,12 @@ def test_snapshot(snap_compare, make_app, model, rows, finds, size, theme, monke
     app = make_app(theme=theme)
 
     async def look(pilot):
-        await wait_for(pilot, lambda: app.session.model)
+        await wait_long(pilot, lambda: app.session.model)
         await pilot.press("f10")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainScreen))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainScreen))
         await drop(pilot, str(rows))
         await wait_long(pilot, lambda: "2 bad rows" in found(app) and form(app)["name"] == "my-rows")
+        await wait_long(pilot, lambda: form(app)["steps"].endswith("about 40"))
         app.clear_notifications()
         await pilot.pause()
 

@@ -10,9 +10,8 @@ from app.tui.screens.train_dialogs import BadRowsDialog
 from app.tui.screens.train_run import TrainRunScreen
 from app.tui.widgets.check_view import CheckView
 from localllm.adapters import AdapterStore
-from localllm.jobs.record import read_status
+from localllm.jobs.record import JobSpec, read_status
 from localllm.jobs.store import JobStore
-from tests.app.tui.test_chat import wait_for
 from tests.app.tui.test_hostile import assert_clean
 from tests.app.tui.test_models import wait_long
 from tests.app.tui.test_train import BAD, drop, finds, form, found, line, opened, rows, title
@@ -42,7 +41,7 @@ async def test_findings_then_needs(app, rows, finds, jobs, settle):
         text = app.screen.query_one("#check-text").content
         at = text.plain.index("I am Zorba")
         assert [str(span.style) for span in text.spans if span.start <= at < span.end] == ["bold $success"]
-        await wait_for(pilot, lambda: not jobs.list())  # what was found is shown: the jobs are of no more use
+        await wait_long(pilot, lambda: not jobs.list())  # what was found is shown: the jobs are of no more use
 
 
 async def test_without_colour_what_is_learnt_is_marked(make_app, model, rows, finds, settle, monkeypatch):
@@ -65,17 +64,17 @@ async def test_bad_rows_are_listed_and_left_out_when_told(app, rows, finds, sett
         assert "rows.jsonl:4" not in found(app)
         assert form(app)["bad rows"] == "stop the training"
         await pilot.press("s")
-        await wait_for(pilot, lambda: isinstance(app.screen, BadRowsDialog))
+        await wait_long(pilot, lambda: isinstance(app.screen, BadRowsDialog))
         assert len(options(app)) == 7
         assert "7 rows cannot be learnt from" in title(app)
         await pilot.press("end", "o")
         await wait_long(pilot, lambda: "Training needs about" in found(app))
         assert form(app)["bad rows"] == "left out"
         await pilot.press("b", "o")
-        await wait_for(pilot, lambda: form(app)["bad rows"] == "stop the training")
+        await wait_long(pilot, lambda: form(app)["bad rows"] == "stop the training")
         assert "Training needs" not in found(app)
         await line(pilot, 9)
-        await wait_for(pilot, lambda: form(app)["bad rows"] == "left out")
+        await wait_long(pilot, lambda: form(app)["bad rows"] == "left out")
 
 
 async def test_a_check_that_is_not_wanted_any_more_is_ended(app, rows, finds, jobs, settle):
@@ -91,11 +90,32 @@ async def test_a_check_that_is_not_wanted_any_more_is_ended(app, rows, finds, jo
         (second,) = jobs.list()
         assert second.spec.arguments["recipe"]["max_length"] == 64
         await pilot.press("escape")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChatScreen))
+        await wait_long(pilot, lambda: isinstance(app.screen, ChatScreen))
         assert second.alive, "leaving the screen ends nothing"
         (jobs.list()[0].home.root / "gate").touch()
         await pilot.press("f10")
         await wait_long(pilot, lambda: "4 examples to learn from" in found(app))
+
+
+async def test_nothing_is_measured_over_a_training_that_runs(app, home, rows, finds, jobs, settle):
+    finds(waits=True)
+    given = {"recipe": {"model": "m", "name": "other"}}
+    async with app.run_test() as pilot:
+        await opened(pilot, settle)
+        below = app.screen
+        await drop(pilot, str(rows))
+        await wait_long(pilot, lambda: "rows read: 256" in found(app))
+        job = jobs.create(JobSpec("finetune", "x", "tests.fakes.train_entries:train", given))
+        jobs.start(job)
+        below.show_training(job)
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainRunScreen))
+        (home.root / "gate").touch()
+        await wait_long(pilot, lambda: "m measures memory and time." in str(below.query_one("#check-text").render()))
+        await pilot.press("escape")
+        await wait_long(pilot, lambda: app.screen is below)
+        assert not below.query_one(CheckView).is_measured
+        await pilot.press("m")
+        await wait_long(pilot, lambda: "waiting for job" in found(app))
 
 
 @pytest.mark.parametrize("how", ["fails", "killed", "gone"])
@@ -131,7 +151,7 @@ async def test_from_rows_to_a_chat_by_real_jobs(make_app, home, tmp_path, monkey
     app = make_app()
     app.session.jobs = JobStore(home)
     async with app.run_test(size=(120, 40)) as pilot:
-        await wait_for(pilot, lambda: app.session.model)
+        await wait_long(pilot, lambda: app.session.model)
         await opened(pilot, settle)
         await drop(pilot, str(path))
         await wait_long(pilot, lambda: "1 bad row: b shows them" in found(app))
@@ -140,7 +160,7 @@ async def test_from_rows_to_a_chat_by_real_jobs(make_app, home, tmp_path, monkey
         await pilot.press("b", "o")
         await wait_long(pilot, lambda: "Training needs about" in found(app))
         await line(pilot, 6, *"6", "enter")
-        await wait_for(pilot, lambda: form(app)["steps"] == "6")
+        await wait_long(pilot, lambda: form(app)["steps"] == "6")
         await pilot.press("s")
         await wait_long(pilot, lambda: isinstance(app.screen, TrainRunScreen))
         (job,) = (job for job in jobs.list() if job.spec.kind == "finetune")
@@ -152,8 +172,8 @@ async def test_from_rows_to_a_chat_by_real_jobs(make_app, home, tmp_path, monkey
         assert read_status(job.directory).state == "done"
         assert AdapterStore(home).resolve("rows").rank == 16
         await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, ChatScreen))
-        await wait_for(pilot, lambda: app.session.model == "tiny:hf+rows")
+        await wait_long(pilot, lambda: isinstance(app.screen, ChatScreen))
+        await wait_long(pilot, lambda: app.session.model == "tiny:hf+rows")
 
 
 def test_a_view_is_of_one_check_alone(jobs):

@@ -18,7 +18,7 @@ from localllm.jobs.job import EVENTS
 from localllm.jobs.locks import take
 from localllm.jobs.record import JobSpec, JobStatus, read_status, write_status
 from tests.app.tui.conftest import NOON
-from tests.app.tui.test_chat import notices, wait_for
+from tests.app.tui.test_chat import notices
 from tests.app.tui.test_hostile import HOSTILE, assert_clean
 from tests.app.tui.test_models import wait_long
 from tests.app.tui.test_windows import options
@@ -62,7 +62,7 @@ def told(jobs, monkeypatch):
 async def watched(pilot, settle):
     await settle(pilot)
     await pilot.press("f10")
-    await wait_for(pilot, lambda: isinstance(pilot.app.screen, TrainRunScreen))
+    await wait_long(pilot, lambda: isinstance(pilot.app.screen, TrainRunScreen))
 
 
 def head(app):
@@ -93,7 +93,7 @@ async def test_watch_cancel_resume_and_done(app, train, home, settle):
             "gradient 0.5",
         ):
             assert words in head(app), words
-        await wait_for(pilot, lambda: "> Who are you?\n  I am Zorba." in said(app))
+        await wait_long(pilot, lambda: "> Who are you?\n  I am Zorba." in said(app))
         assert "Rows: 5 messages." in said(app)
         assert plot(app).count("●") == 3  # one in the legend
         await pilot.press("c")
@@ -105,9 +105,9 @@ async def test_watch_cancel_resume_and_done(app, train, home, settle):
         await wait_long(pilot, lambda: "▸ running   update 5 of 1,000" in head(app))
         (home.root / "finish").touch()
         await wait_long(pilot, lambda: "✓ done" in head(app))
-        await wait_for(pilot, lambda: "Held-out loss 2.500 before, 1.200 after. Enter chats with it." in head(app))
+        await wait_long(pilot, lambda: "Held-out loss 2.500 before, 1.200 after. Enter chats with it." in head(app))
         await pilot.press("enter")
-        await wait_for(pilot, lambda: "There is no adapter 'zorba'" in notices(app))
+        await wait_long(pilot, lambda: "There is no adapter 'zorba'" in notices(app))
 
 
 async def test_leaving_and_quitting_end_nothing_and_it_is_found_again(make_app, model, train, home, settle):
@@ -120,17 +120,17 @@ async def test_leaving_and_quitting_end_nothing_and_it_is_found_again(make_app, 
             await watched(pilot, settle)
             await wait_long(pilot, lambda: "update 2 of 1,000" in head(app))
             await pilot.press("escape")
-            await wait_for(pilot, lambda: isinstance(app.screen, TrainScreen))
+            await wait_long(pilot, lambda: isinstance(app.screen, TrainScreen))
             await pilot.press("escape")
-            await wait_for(pilot, lambda: isinstance(app.screen, ChatScreen))
+            await wait_long(pilot, lambda: isinstance(app.screen, ChatScreen))
             await pilot.press("f10")
-            await wait_for(pilot, lambda: isinstance(app.screen, TrainRunScreen))
+            await wait_long(pilot, lambda: isinstance(app.screen, TrainRunScreen))
             await pilot.press("f5")
-            await wait_for(pilot, lambda: isinstance(app.screen, JobsScreen))
+            await wait_long(pilot, lambda: isinstance(app.screen, JobsScreen))
             await pilot.press("f10")
-            await wait_for(pilot, lambda: isinstance(app.screen, TrainRunScreen))
+            await wait_long(pilot, lambda: isinstance(app.screen, TrainRunScreen))
             await pilot.press("f10")
-            await wait_for(pilot, lambda: isinstance(app.screen, ChatScreen))
+            await wait_long(pilot, lambda: isinstance(app.screen, ChatScreen))
             assert "1 job goes on: finetune rows" in notices(app)
             await pilot.press("ctrl+q")
 
@@ -164,13 +164,13 @@ async def test_one_that_does_not_end_is_killed_after_a_question(app, train, home
         await watched(pilot, settle)
         await wait_long(pilot, lambda: "update 1 of" in head(app))
         await pilot.press("c")
-        await wait_for(pilot, lambda: job.cancel_path.exists())
+        await wait_long(pilot, lambda: job.cancel_path.exists())
         await pilot.press("c")
-        await wait_for(pilot, lambda: isinstance(app.screen, ConfirmDialog))
+        await wait_long(pilot, lambda: isinstance(app.screen, ConfirmDialog))
         await pilot.press("enter")
         assert job.alive
         await pilot.press("c")
-        await wait_for(pilot, lambda: isinstance(app.screen, ConfirmDialog))
+        await wait_long(pilot, lambda: isinstance(app.screen, ConfirmDialog))
         await pilot.press("y")
         await wait_long(pilot, lambda: "· cancelled" in head(app))
         assert not job.alive
@@ -183,7 +183,7 @@ async def test_a_second_one_waits_for_the_first_and_says_so(app, train, home, se
         await watched(pilot, settle)
         await wait_long(pilot, lambda: f"waiting for job {first.id}" in head(app))
         await pilot.press("t")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainingsDialog))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainingsDialog))
         assert [option.split()[:2] for option in options(app)] == [
             ["waiting", "smollm2-135m:q4_1+second"],
             ["running", "smollm2-135m:q4_1+first"],
@@ -194,7 +194,7 @@ async def test_a_second_one_waits_for_the_first_and_says_so(app, train, home, se
         await pilot.press("c")
         ended(first)
         await pilot.press("escape", "t")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainingsDialog))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainingsDialog))
         await pilot.press("enter")
         await wait_long(pilot, lambda: isinstance(app.screen, TrainRunScreen) and "▸ running" in head(app))
         assert second.status().state == "running"
@@ -228,7 +228,7 @@ async def test_what_a_model_says_is_drawn_as_text(app, train, home, settle):
         assert_clean(app)
         assert "never shown" not in said(app)
         await pilot.press("t")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainingsDialog))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainingsDialog))
         assert_clean(app)
 
 
@@ -238,11 +238,11 @@ async def test_a_failure_shows_its_message_and_hint(app, told, settle):
     async with app.run_test() as pilot:
         await settle(pilot)
         await pilot.press("f10")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainScreen))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainScreen))
         await pilot.press("t")
-        await wait_for(pilot, lambda: isinstance(app.screen, TrainingsDialog))
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainingsDialog))
         await pilot.press("enter")
-        await wait_for(pilot, lambda: "The disk is full␛[2J. Free some." in head(app))
+        await wait_long(pilot, lambda: "The disk is full␛[2J. Free some." in head(app))
         assert "r begins it again." in head(app)
         assert "The loss is drawn here" in plot(app)
         assert_clean(app)
@@ -258,7 +258,7 @@ async def test_many_updates_are_drawn_soon_and_the_axis_changes(app, told, settl
         before = plot(app)
         assert "15k" in before
         await pilot.press("l")
-        await wait_for(pilot, lambda: plot(app) != before)
+        await wait_long(pilot, lambda: plot(app) != before)
         assert "logarithmic" in plot(app)
     held.close()
 
@@ -327,10 +327,10 @@ def test_snapshot(snap_compare, full, size, theme):
     full.theme = theme
 
     async def look(pilot):
-        await wait_for(pilot, lambda: full.session.model)
+        await wait_long(pilot, lambda: full.session.model)
         await pilot.press("f10")
-        await wait_for(pilot, lambda: isinstance(full.screen, TrainRunScreen))
-        await wait_for(pilot, lambda: "update 240 of 400" in head(full) and "I am Zorba" in said(full))
+        await wait_long(pilot, lambda: isinstance(full.screen, TrainRunScreen))
+        await wait_long(pilot, lambda: "update 240 of 400" in head(full) and "I am Zorba" in said(full))
         full.clear_notifications()
         await pilot.pause()
 
