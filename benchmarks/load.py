@@ -35,6 +35,11 @@ class Answer:
         return self.times[0] - self.asked
 
     @property
+    def last(self) -> float:
+        """When the last piece arrived."""
+        return self.times[-1]
+
+    @property
     def gaps(self) -> list[float]:
         """Seconds between pieces."""
         return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
@@ -89,6 +94,15 @@ async def together(
     began = time.perf_counter()
     answers = await asyncio.gather(*(complete(client, model, prompt, n_tokens, **more) for prompt in prompts))
     return answers, time.perf_counter() - began
+
+
+async def chat(client: httpx2.AsyncClient, model: str, question: str) -> int:
+    """One answer that ends when the model ends it (no ``max_tokens``), greedy; its number of tokens."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
+    response = await client.post("/v1/chat/completions", json=body)
+    if response.status_code != 200:
+        raise RuntimeError(f"{response.status_code}: {response.text[:300]!r}")
+    return int(response.json()["usage"]["completion_tokens"])
 
 
 def percentile(values: list[float], percent: int) -> float:

@@ -83,6 +83,14 @@ class Running:
                 total += int(lines[0].split()[1]) * 1024 if lines else 0
         return total
 
+    def front_seconds(self) -> float | None:
+        """Processor time so far of a process that only speaks HTTP; None where the model is in the same one."""
+        process = psutil.Process(self.pid)
+        if not process.children():
+            return None
+        times = process.cpu_times()
+        return times.user + times.system
+
 
 def starter(home: Home) -> Path:
     """The starter model's file in ``home``."""

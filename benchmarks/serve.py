@@ -15,6 +15,7 @@ import platform
 import statistics
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from pathlib import Path
 import httpx2
 
 from benchmarks import ceiling
-from benchmarks.load import TIMEOUT, complete, percentile, together
+from benchmarks.load import TIMEOUT, chat, complete, percentile, together
 from benchmarks.peers import PEERS, Load, Running, missing, mlx_model, starter
 from localllm.paths import Home
 
@@ -55,9 +56,19 @@ async def decode(client: httpx2.AsyncClient, server: Running, salt: str) -> Figu
     figures: Figures = {}
     for n in (1, 4, 8, 16):
         prompts = [f"{salt} number {i} of {n}: once upon a time" for i in range(n)]
+        front, client_began = server.front_seconds(), time.process_time()
         answers, seconds = await together(client, server.model, prompts, _N_TOKENS, **server.extra)
+        client_seconds = time.process_time() - client_began
         gaps = [gap for answer in answers for gap in answer.gaps]
-        figures[f"decode {n}: tok/s"] = sum(answer.n_tokens for answer in answers) / seconds
+        n_tokens = sum(answer.n_tokens for answer in answers)
+        figures[f"decode {n}: tok/s"] = n_tokens / seconds
+        # What llama.cpp's benches measure: prompts are left out.
+        begun = min(answer.asked + answer.first for answer in answers)
+        figures[f"decode {n}: tok/s after the first"] = (n_tokens - n) / (max(a.last for a in answers) - begun)
+        figures[f"decode {n}: client, processor ms a token"] = 1000 * client_seconds / n_tokens
+        if front is not None:
+            spent = (server.front_seconds() or front) - front
+            figures[f"decode {n}: HTTP process, processor ms a token"] = 1000 * spent / n_tokens
         figures[f"decode {n}: first token ms"] = 1000 * statistics.median(answer.first for answer in answers)
         figures[f"decode {n}: gap p50 ms"] = 1000 * percentile(gaps, 50)
         figures[f"decode {n}: gap p99 ms"] = 1000 * percentile(gaps, 99)
@@ -98,7 +109,27 @@ async def arrival(client: httpx2.AsyncClient, server: Running, salt: str) -> Fig
     }
 
 
-SCENARIOS: dict[str, Scenario] = {"decode": decode, "prefix": prefix, "arrival": arrival}
+async def chats(client: httpx2.AsyncClient, server: Running, salt: str) -> Figures:
+    """Eight questions at once that say nothing of how long an answer may be, as chat programs ask."""
+    questions = [
+        f"{salt}: {question}"
+        for question in (
+            "Name three colours.",
+            "What is a harbour? One sentence.",
+            "Say hello in French.",
+            "What do bees make?",
+            "Why is the sky blue? One sentence.",
+            "Name a river.",
+            "What is two and two?",
+            "What is bread made of?",
+        )
+    ]
+    began = time.perf_counter()
+    counts = await asyncio.gather(*(chat(client, server.model, question) for question in questions))
+    return {"chats 8: tok/s": sum(counts) / (time.perf_counter() - began), "chats 8: tokens": sum(counts)}
+
+
+SCENARIOS: dict[str, Scenario] = {"decode": decode, "chats": chats, "prefix": prefix, "arrival": arrival}
 
 
 async def measure(server: Running, names: list[str], salt: str) -> Figures:
