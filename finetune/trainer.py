@@ -7,6 +7,7 @@ sums are accumulated, and divided once.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -140,7 +141,7 @@ class Trainer:
         self.parameters: Tree = self.model.trainable_parameters()
         if self.progress.step == 0 and self.schedule.eval_every:
             self._evaluate()
-        batches = self._batches()
+        batches = _ahead(self._batches())
         self.model.train()
         while self.progress.step < self.schedule.n_steps:
             self._update(batches)
@@ -212,6 +213,16 @@ class Trainer:
             self.progress.worse += 1
         self.observer.evaluated(self.progress.step, loss, best=best)
         return best
+
+
+def _ahead(batches: Iterator[tuple[int, int, Batch]]) -> Iterator[tuple[int, int, Batch]]:
+    """The same batches, each laid out by another thread while the one before it is learnt from."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        following = pool.submit(next, batches)
+        while True:
+            batch = following.result()
+            following = pool.submit(next, batches)
+            yield batch
 
 
 def evaluate(
