@@ -85,6 +85,7 @@ def _fetch_data(context: JobContext, recipe: Recipe) -> dict[str, str]:
         progress=lambda item, done, total: context.emit(Progress("fetch", done, total, item, "B")),
         check_cancelled=context.check_cancelled,
     )
+    find_files(recipe.data, fetched)  # what is not there is said before a model is unpacked
     commits = {text: rows.commit for text, rows in fetched.items()}
     if commits != known:
         write_atomic(path, json.dumps(commits, indent=2) + "\n")
