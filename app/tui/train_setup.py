@@ -165,10 +165,16 @@ def settled(store: ModelStore, jobs: JobStore, setup: Setup) -> JobSpec:
     name = spec.arguments["recipe"]["name"]
     for row in read_rows(jobs):
         other = row.job.spec
-        same_name = other.kind == KIND and other.arguments.get("recipe", {}).get("name") == name
+        same_name = other.kind == KIND and recipe_of(row.job).get("name") == name
         if same_name and other != spec and not row.status.has_ended:
             raise UsageError(f"A training called {name} is under way.", "Choose another name; t shows it.")
     return spec
+
+
+def recipe_of(job: Job) -> dict[str, Any]:
+    """What a training's job says of its recipe; empty where that is damaged."""
+    recipe = job.spec.arguments.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def trainable(store: ModelStore) -> list[Manifest]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from app.tui.job_rows import JobRow, read_detail, read_row, read_rows
-from app.tui.train_setup import KIND
+from app.tui.train_setup import KIND, recipe_of
 from localllm.jobs.events import Evaluation, Message, Record, Sample, State, Step
 from localllm.jobs.job import Job
 from localllm.jobs.store import JobStore
@@ -174,7 +174,5 @@ def read_trainings(jobs: JobStore, clock: Callable[[], float] = time.time) -> li
 
 def training_name(job: Job) -> str:
     """``model+adapter``, as far as the job says it."""
-    recipe = job.spec.arguments.get("recipe")
-    if not isinstance(recipe, dict):
-        return job.spec.title
-    return f"{recipe.get('model', '')}+{recipe.get('name', '')}"
+    recipe = recipe_of(job)
+    return f"{recipe.get('model', '')}+{recipe.get('name', '')}" if recipe else job.spec.title

@@ -20,7 +20,7 @@ from app.tui.screens.dialogs import ConfirmDialog
 from app.tui.screens.help import HelpScreen
 from app.tui.screens.train_dialogs import TrainingsDialog
 from app.tui.session import Session
-from app.tui.train_setup import chat_name
+from app.tui.train_setup import chat_name, recipe_of
 from app.tui.trainings import Run, RunReader, read_trainings, training_name
 from app.tui.widgets.key_bar import KeyBar
 from app.tui.widgets.loss_plot import LossPlot
@@ -190,7 +190,7 @@ class TrainRunScreen(DeedsScreen):
 
     def _chat(self, job: Job) -> None:
         name = str(job.status().result.get("name", ""))
-        model = str(job.spec.arguments.get("recipe", {}).get("model", ""))
+        model = str(recipe_of(job).get("model", ""))
         self.app.call_from_thread(self.answer, chat_name(self._session.store, name, model))
 
 

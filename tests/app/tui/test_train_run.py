@@ -11,7 +11,8 @@ from app.tui.screens.jobs import JobsScreen
 from app.tui.screens.train import TrainScreen
 from app.tui.screens.train_dialogs import TrainingsDialog
 from app.tui.screens.train_run import TrainRunScreen
-from app.tui.trainings import Curve, RunReader
+from app.tui.train_setup import recipe_of
+from app.tui.trainings import Curve, RunReader, training_name
 from localllm.jobs.event_log import EventWriter
 from localllm.jobs.events import Checkpoint, Evaluation, Message, Progress, Record, Sample, State, Step
 from localllm.jobs.job import EVENTS
@@ -292,6 +293,12 @@ def test_a_plan_that_cannot_be_read_predicts_nothing(told, text):
     (job.out / "plan.json").write_text(text)
     (job.directory / "checkpoints" / "step-x").mkdir(parents=True)
     assert RunReader(job).read().predicted == 0
+
+
+def test_a_damaged_recipe_leaves_the_title(jobs):
+    job = jobs.create(JobSpec("finetune", "rows", "tests.fakes.train_entries:train", {"recipe": ["x"]}))
+    assert training_name(job) == "rows"
+    assert recipe_of(job) == {}
 
 
 def test_killed_for_good(train, jobs, home):
