@@ -7,6 +7,7 @@ from typing import ClassVar
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
+from textual.strip import Strip
 from textual.widgets import TextArea
 
 from app.tui.markdown import harmless
@@ -46,6 +47,10 @@ class Prompt(TextArea):
         self._history: list[str] = []
         self._back = 0  # how far back in the history we are; 0 is the draft
         self._draft = ""
+
+    def render_line(self, y: int) -> Strip:
+        """As TextArea, which fails to wrap its placeholder where no column is left: beside the list, for a moment."""
+        return super().render_line(y) if self.content_size.width > 0 else Strip.blank(0)
 
     def set_history(self, texts: Sequence[str]) -> None:
         """What Up brings back, oldest first."""

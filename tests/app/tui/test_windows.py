@@ -134,6 +134,24 @@ async def test_the_list_hides_and_shows(app, settle):
         assert not app.screen.query_one("#sidebar").display
 
 
+@pytest.mark.parametrize("size", [(40, 12), (20, 6), (1, 1)])
+async def test_a_window_may_become_very_small(app, settle, size):
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settle(pilot)
+        await pilot.resize_terminal(*size)  # for a moment the list leaves the prompt no column
+        await settle(pilot)
+        for key in ("ctrl+p", "f1", "f5", "f6", "f7", "f10", "ctrl+b"):
+            await pilot.press(key)
+            await settle(pilot)
+            await pilot.press("escape")
+            await settle(pilot)
+        assert app.screen is app.screen_stack[0]
+        await write(pilot, "Hi")
+        await pilot.resize_terminal(120, 40)
+        await settle(pilot)
+        assert app.screen.prompt.text == "Hi"
+
+
 async def test_drafts_wait_with_their_conversation(app, settle):
     async with app.run_test(size=(120, 40)) as pilot:
         await say(pilot, settle, "First")
