@@ -6,10 +6,8 @@ REQUEST is the JSON that :func:`finetune.rank_launch.train_together` makes. A ra
 gone, and one on the machine of the job when the job's process is.
 """
 
-import faulthandler
 import json
 import os
-import resource
 import sys
 import threading
 import time
@@ -25,6 +23,7 @@ from localllm.jobs.events import Event
 from localllm.jobs.job import EVENTS, Job
 from localllm.jobs.switch import CancelSwitch
 from localllm.paths import Home
+from localllm.private_process import keep_private
 
 _POLL_SECONDS = 0.5
 _CANCELLED_CODE = 130
@@ -64,8 +63,7 @@ class _Helper(JobContext):
 
 def main() -> int:
     """Train; return the exit code."""
-    faulthandler.enable()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a person's data
+    keep_private()
     request: dict[str, Any] = json.loads(sys.argv[1])
     rank = int(os.environ["MLX_RANK"])
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -1,10 +1,8 @@
 """The child's side of :mod:`quant.child`: read the requests, do the work, answer in JSON lines."""
 
-import faulthandler
 import json
 import os
 import queue
-import resource
 import sys
 import threading
 import time
@@ -12,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from localllm.errors import LocalLLMError
+from localllm.private_process import keep_private
 from quant.child import Progress
 
 _SECONDS_BETWEEN = 0.05  # progress is shown at most this often
@@ -23,8 +22,7 @@ def answer(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> None:
     A LocalLLMError is passed to the parent with its class; any other exception is a bug, and ends this process with a
     traceback, whose last line becomes the parent's message.
     """
-    faulthandler.enable()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a person's data
+    keep_private()
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # native code prints: nothing of it may get between the answers
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()

@@ -6,10 +6,8 @@ It is started by :class:`localllm.jobs.store.JobStore` with its standard output 
 """
 
 import argparse
-import faulthandler
 import logging
 import os
-import resource
 import signal
 import sys
 import time
@@ -30,6 +28,7 @@ from localllm.jobs.locks import HeldLock, take
 from localllm.jobs.record import JobStatus, write_status
 from localllm.jobs.switch import GRACE_SECONDS, CancelSwitch
 from localllm.paths import FILE_MODE
+from localllm.private_process import keep_private
 
 # A job names its function by a string; nothing but this program's own code may be named.
 PACKAGES = ("app", "finetune", "localllm", "quant", "serve")
@@ -152,9 +151,8 @@ def main(argv: Sequence[str] | None = None, packages: Sequence[str] = PACKAGES, 
     parser.add_argument("--lock", type=int, default=-1)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args(argv)
-    faulthandler.enable()
+    keep_private()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a person's data
     job = Job(args.directory)
     lock = HeldLock(args.lock) if args.lock >= 0 else take(job.lock_path)
     if lock is None:

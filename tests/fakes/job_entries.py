@@ -25,6 +25,13 @@ def add(context):
     }
 
 
+def make_files(context):
+    """As a library does, which thinks of no modes."""
+    (context.home.root / "kept" / "below").mkdir(parents=True)
+    (context.home.root / "kept" / "below" / "mine.txt").write_text("mine")
+    return {}
+
+
 def fail(context):
     raise DiskFullError("No room for the model.", "Free some.")
 

@@ -59,6 +59,7 @@ def test_a_data_set_is_fetched_learnt_and_recorded(hub, home, capsys):
     assert "30 examples to learn from, 5 held out." in capsys.readouterr().out
     assert hub.downloads() == []
     assert hub.requests
+    assert all(path.stat().st_mode & 0o077 == 0 for path in [home.datasets, *home.datasets.rglob("*")])
     hub.requests.clear()
     Path(NAME).mkdir(parents=True)
     (Path(NAME) / "train.jsonl").write_bytes(rows(0, 9))

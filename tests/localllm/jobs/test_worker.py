@@ -37,6 +37,12 @@ def test_a_result(start, home):
     assert all(path.stat().st_mode & 0o077 == 0 for path in job.directory.iterdir())
 
 
+def test_what_it_makes_is_for_this_user_alone(start, home):
+    assert ended(start("make_files")).state == "done"
+    found = [home.root / "kept", *(home.root / "kept").rglob("*")]
+    assert [path.stat().st_mode & 0o777 for path in found] == [0o700, 0o700, 0o600]
+
+
 def test_an_error_of_a_person_is_told_as_it_is(start):
     job = start("fail")
     status = ended(job)
