@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from finetune.data.files import find_files
@@ -22,6 +21,7 @@ from localllm.models.derive import plain_stem, store_name
 from localllm.models.sources.hub_rows import HubRows
 from localllm.models.store import ModelStore
 from localllm.settings import load_settings
+from localllm.typed_paths import is_there
 
 _COMMITS = "commits.json"
 
@@ -54,7 +54,7 @@ def train_spec(store: ModelStore, recipe: Recipe, *, ranks: int = 1, hosts: str 
 
 
 def _name_after(data: str) -> str:
-    wanted = None if Path(data).exists() else HubRows.parse(data)
+    wanted = None if is_there(data) else HubRows.parse(data)
     last = (wanted.repository if wanted else data.rstrip("/")).rsplit("/", 1)[-1]
     return store_name(plain_stem(last if wanted else last.rsplit(".", 1)[0])).name
 

@@ -10,6 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from localllm.errors import UsageError
+from localllm.files import write_atomic
+from localllm.typed_paths import is_there
 
 Method = Literal["lora", "dora", "full"]
 OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "lion", "muon"]
@@ -118,10 +120,14 @@ def read_recipe(path: Path) -> Recipe:
     data = fields.get("data")
     given = [data] if isinstance(data, str) else data
     if isinstance(given, list):
-        fields["data"] = [str(path.parent / item) if (path.parent / str(item)).exists() else item for item in given]
+        fields["data"] = [str(path.parent / item) if is_there(path.parent / str(item)) else item for item in given]
     return make_recipe(fields)
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
-    """Write every field, defaults included."""
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    """Write every field, defaults included.
+
+    Raises:
+        DiskFullError: There is no room; ``path`` is as it was.
+    """
+    write_atomic(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))

@@ -8,6 +8,7 @@ from localllm.conversations import ConversationStore
 from localllm.errors import InvalidModelError, UsageError
 from localllm.models.manifest import Manifest
 from localllm.paths import DIR_MODE, FILE_MODE, Home
+from localllm.typed_paths import is_file, typed_path
 from quant.child import CheckCancelled, Progress
 from quant.chunks import Text
 from quant.imatrix.collect import Calibration, collect_imatrix
@@ -39,13 +40,13 @@ class ImportanceChoice:
         """
         if text in (DEFAULT, CHATS, NONE):
             return cls(text)
-        path = Path(text).expanduser()
-        if not path.is_file():
+        path = typed_path(text)
+        if not is_file(path):
             raise UsageError(
                 f"{text!r} is no file to take an importance matrix from.",
                 f"Give {DEFAULT}, {CHATS}, {NONE}, an importance matrix (.gguf, .dat) or a text (.txt).",
             )
-        return cls(str(path.absolute()))
+        return cls(str(path))
 
     @property
     def is_used(self) -> bool:

@@ -8,6 +8,7 @@ from app.cli.follow_job import run_job
 from localllm.errors import UsageError
 from localllm.models.store import ModelStore
 from localllm.paths import Home
+from localllm.typed_paths import is_there
 
 _RECIPE_SUFFIXES = (".yaml", ".yml")
 
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
         raise UsageError("There is nothing to train on.", "Give your rows with --data FILE.")
     else:
         recipe = make_recipe({"model": args.model, **given})
-    absolute = tuple(str(Path(item).absolute()) if Path(item).exists() else item for item in recipe.data)
+    absolute = tuple(str(Path(item).absolute()) if is_there(item) else item for item in recipe.data)
     recipe = recipe.model_copy(update={"data": absolute})  # the job runs in another directory
     if args.check:
         from app.cli.finetune_check import run_check

@@ -13,6 +13,7 @@ from localllm.jobs.events import Progress, Record
 from localllm.models.aliases import ALIASES
 from localllm.paths import Home
 from localllm.sanitize import one_line
+from localllm.typed_paths import typed_path
 
 _SOURCES = """sources:
   starter                        a small model to begin with (98 MB)
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace, home: Home) -> int:
     from localllm.models.sources.local import looks_like_path
     from localllm.models.store import ModelStore
 
-    path = Path(args.source).expanduser().absolute()
+    path = typed_path(args.source)
     if looks_like_path(args.source) and is_adapter_source(path):
         return _install_adapter(path, args, home)
 

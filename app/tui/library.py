@@ -15,6 +15,7 @@ from localllm.models.pull import find_pulled
 from localllm.models.pull_job import pull_spec
 from localllm.models.sources.local import looks_like_path
 from localllm.models.store import ModelStore
+from localllm.typed_paths import typed_path
 
 Item = Manifest | AdapterManifest | Path
 
@@ -171,7 +172,7 @@ class Library:
             UsageError: It is malformed.
             LocalLLMError: It is an adapter that cannot be installed.
         """
-        path = Path(source).expanduser().absolute()
+        path = typed_path(source)
         if looks_like_path(source) and is_adapter_source(path):
             return f"+{self.adapters.install(path)[0].name}"
         here = find_pulled(source, self.store)

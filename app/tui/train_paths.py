@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from app.cli.output import human_bytes
+from localllm.typed_paths import is_there
 
 _SHOWN = 8
 _LOOKED_AT = 5000  # entries of a directory
@@ -80,10 +81,7 @@ def describe_paths(paths: Sequence[str]) -> str:
 
 
 def _exists(word: str) -> bool:
-    try:
-        return Path(_expanded(word)).exists()
-    except (OSError, ValueError):  # too long, or a null character
-        return False
+    return is_there(_expanded(word))
 
 
 def _absolute(word: str) -> str:

@@ -12,7 +12,6 @@ from finetune.jobs import train_spec
 from finetune.recipe import Recipe, make_recipe, write_recipe
 from localllm.adapters import AdapterStore
 from localllm.errors import JobError, UsageError
-from localllm.files import disk_full_as_error
 from localllm.jobs.job import Job
 from localllm.jobs.record import JobSpec
 from localllm.jobs.store import JobStore
@@ -198,8 +197,7 @@ def save_recipe(setup: Setup, store: ModelStore, jobs: JobStore, path: Path) -> 
     """
     recipe = make_recipe(settled(store, jobs, setup).arguments["recipe"])
     try:
-        with disk_full_as_error(path):
-            write_recipe(path, recipe)
+        write_recipe(path, recipe)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from localllm.errors import DataError, UsageError
 from localllm.models.sources.hub_rows import FetchedRows
+from localllm.typed_paths import is_directory, is_file
 
 Part = Literal["train", "valid"]
 
@@ -71,16 +72,21 @@ def find_files(given: Sequence[str], fetched: Mapping[str, FetchedRows] | None =
         fetched: The data sets, by the names that were given.
 
     Raises:
-        DataError: There is no such file, or a directory holds none that can be read.
+        DataError: There is no such file, or a directory cannot be read, or holds none that can.
     """
     files: list[DataFile] = []
     notes: list[str] = []
     for text in given:
         path = Path(text)
-        if path.is_file():
+        if is_file(path):
             files.append(DataFile(path, "train"))
-        elif path.is_dir():
-            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in _READERS and entry.is_file())
+        elif is_directory(path):
+            try:
+                inside = sorted(
+                    entry for entry in path.iterdir() if entry.suffix.lower() in _READERS and is_file(entry)
+                )
+            except OSError as error:
+                raise DataError(f"The directory {path} cannot be read: {error.strerror}.") from error
             for entry in inside:
                 stem = entry.stem.lower()
                 if stem in _TEST:

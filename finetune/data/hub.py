@@ -9,6 +9,7 @@ from pathlib import Path
 from localllm.errors import SourceNotFoundError
 from localllm.models.sources.hub_rows import FetchedRows, HubRows, find_kept_rows
 from localllm.paths import Home
+from localllm.typed_paths import is_there
 from quant.child import CheckCancelled, Progress, never_cancelled, no_progress, run_child
 
 _WORKER = "finetune.data.hub_worker"
@@ -43,7 +44,7 @@ def fetch_named(
     fetched: dict[str, FetchedRows] = {}
     for text in given:
         wanted = HubRows.parse(text)
-        if wanted is None or Path(text).exists():
+        if wanted is None or is_there(text):
             continue
         commit = (commits or {}).get(text, "")
         if commit and (kept := find_kept_rows(wanted, home, commit)):

@@ -16,6 +16,7 @@ from localllm.machine import read_machine
 from localllm.models.manifest import Manifest
 from localllm.models.register import RECIPE
 from localllm.models.store import ModelStore
+from localllm.typed_paths import is_file, typed_path
 from quant.importance import CHATS, DEFAULT, NONE, ImportanceChoice
 from quant.llama_types import FILE_TYPES, find_file_type
 from quant.measure.run import MeasureOptions
@@ -70,10 +71,10 @@ def report_spec(store: ModelStore, wish: ReportWish) -> JobSpec:
         raise UsageError(f"{source.model_name} is an embedder: it predicts no text that it could be judged by.")
     text = ""
     if wish.text:
-        path = Path(wish.text).expanduser()
-        if not path.is_file():
+        path = typed_path(wish.text)
+        if not is_file(path):
             raise UsageError(f"{wish.text!r} is no file to judge models on.", "Give a text file.")
-        text = str(path.absolute())
+        text = str(path)
     imatrix = ImportanceChoice.parse(wish.imatrix).kind
     judging_text(text, imatrix)
     types = _usual_types(source) if wish.types is None else _asked_types(source, wish.types)

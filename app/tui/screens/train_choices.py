@@ -21,6 +21,7 @@ from localllm.adapters import split_name
 from localllm.errors import LocalLLMError
 from localllm.models.manifest import Manifest
 from localllm.sanitize import one_line
+from localllm.typed_paths import is_there, typed_path
 
 _NO_MODEL = "No model is here yet. F6 leads to the models, and there p fetches one."
 
@@ -163,10 +164,10 @@ class ChoicesScreen(DeedsScreen):
 
     def _write_to(self, path: str | None) -> None:
         if path:
-            self.in_thread(partial(self._write, self.setup, Path(path).expanduser().absolute()))
+            self.in_thread(partial(self._write, self.setup, typed_path(path)))
 
     def _write(self, setup: Setup, path: Path, *, over: bool = False) -> None:
-        if path.exists() and not over:
+        if is_there(path) and not over:
             again = partial(self._write, setup, path, over=True)
             dialog = ConfirmDialog("Write over this file?", [str(path)], "writes over it")
             self.app.call_from_thread(self.ask, dialog, lambda yes: self.in_thread(again) if yes else None)

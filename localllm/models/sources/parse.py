@@ -1,7 +1,6 @@
 """From the words of a person to a source."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from localllm.errors import UsageError
 from localllm.models.aliases import ALIASES
@@ -10,6 +9,7 @@ from localllm.models.sources.hub import HubSource
 from localllm.models.sources.local import LocalSource, looks_like_path
 from localllm.models.sources.ollama import OllamaSource, ollama_directory
 from localllm.models.sources.pypi import PypiSource
+from localllm.typed_paths import typed_path
 
 
 def parse_source(text: str, environ: Mapping[str, str] | None = None) -> Source:
@@ -36,7 +36,7 @@ def parse_source(text: str, environ: Mapping[str, str] | None = None) -> Source:
             "A web address is no source.", "Give the repository alone, as in org/repo or org/repo:file.gguf."
         )
     if text and looks_like_path(text):
-        return LocalSource(Path(text).expanduser().absolute())
+        return LocalSource(typed_path(text))
     if "/" in text:
         return HubSource.parse(text)
     raise UsageError(

@@ -66,6 +66,8 @@ def test_what_cannot_be_is_said_before_a_job_begins(tiny, home, tmp_path, capsys
 def test_a_file_that_is_not_there_is_said_before_anything_is_read(tiny, home, capsys):
     assert main(["finetune", "tiny:hf", "--data", "none.jsonl"]) == 1
     assert "There is no file or directory none.jsonl." in capsys.readouterr().err
+    assert main(["finetune", "tiny:hf", "--data", "x" * 300]) == 1
+    assert "There is no file or directory xxx" in capsys.readouterr().err
     assert not list(JobStore(home).list()[-1].out.iterdir())
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from app.cli.main import main
 from app.cli.quantize_report import print_report
+from localllm.checkup.privacy import check_files
 from localllm.jobs.events import Message, Progress
 from localllm.jobs.record import read_status
 from localllm.jobs.store import JobStore
@@ -77,6 +78,7 @@ def test_a_table_a_plot_and_json(tiny, home, capsys):
     assert sorted(path.name for path in last_job(home).out.iterdir()) == ["report.json", "report.svg"]
     assert not list(home.partial.iterdir())
     assert len(tiny.list()) == 2, "nothing new is in the store"
+    assert [finding.level for finding in check_files(home)] == ["ok"], "all of it is for this user alone"
 
     assert main([*words, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -219,6 +221,10 @@ def test_too_little_text_fails(tiny, home, tmp_path, capsys):
         (["tiny", "--report", "--types", "f16"], 2, "already"),
         (["other", "--report"], 1, "no model"),
         (["tiny", "--report", "--text", "/nowhere/x.txt"], 2, "no file"),
+        (["tiny", "--report", "--text", "~nobody-of-that-name/x.txt"], 2, "no file"),
+        (["tiny", "--report", "--text", "x" * 300], 2, "no file"),
+        (["tiny", "--report", "--imatrix", "~nobody-of-that-name/x.txt"], 2, "no file"),
+        (["tiny", "--report", "--imatrix", "x" * 300], 2, "no file"),
         (["tiny", "--report", "--to", "q8_0"], 2, "either"),
         (["tiny", "--report", "--as", "x"], 2, "keeps no model"),
         (["tiny", "--report", "--dry-run"], 2, "keeps no model"),

@@ -165,6 +165,8 @@ async def test_data_are_typed_completed_and_dropped(app, rows, finds, settle, tm
         await wait_long(pilot, lambda: form(app)["data"].endswith("my rows.jsonl  1 file, 35 B"))
         await drop(pilot, f"{tmp_path / 'more'!s}\nnone at\\ all")
         await wait_long(pilot, lambda: "no file or directory none" in notices(app))
+        await drop(pilot, "x" * 300)
+        await wait_long(pilot, lambda: "no file or directory xxx" in notices(app))
         await drop(pilot, f"file://{tmp_path}/more")
         await wait_long(pilot, lambda: form(app)["data"] == "my rows.jsonl, more  2 files, 57 B")
         await line(pilot, 1)
@@ -231,7 +233,12 @@ async def test_what_is_set_is_written_as_a_recipe(app, rows, finds, settle, tmp_
         await pilot.press("w")
         app.screen.query_one(Input).value = str(tmp_path / "none" / "x.yaml")
         await pilot.press("enter")
-        await wait_long(pilot, lambda: "cannot be written" in notices(app))
+        await wait_long(pilot, lambda: "none/x.yaml cannot be written" in notices(app))
+        for name in ("~nobody-of-that-name/x.yaml", "y" * 300):
+            await pilot.press("w")
+            app.screen.query_one(Input).value = name
+            await pilot.press("enter")
+            await wait_long(pilot, lambda end=name[-7:]: f"{end} cannot be written" in notices(app))
 
 
 async def test_a_taken_name_is_said_before_the_start(app, rows, finds, jobs, settle):

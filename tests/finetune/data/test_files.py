@@ -25,6 +25,15 @@ def test_jsonl_with_a_byte_order_mark_blank_lines_and_a_bad_one(tmp_path):
     assert read[0].fields == ROW
 
 
+def test_a_directory_that_cannot_be_read(tmp_path, monkeypatch):
+    def closed(_self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", closed)
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        find_files([str(tmp_path)])
+
+
 def test_a_json_list_knows_its_lines(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([ROW, ROW, 3], indent=2))
