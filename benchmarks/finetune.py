@@ -93,9 +93,9 @@ def set_up(directory: Path, rows: list[tuple[str, str]]) -> dict[str, Run]:
     from_gguf(starter(home), model, dtype="f32")
     pull(str(model), ModelStore(home), as_name="bench")
     random.Random(1).shuffle(rows)
-    write_rows(directory / "short", rows, 1000, 60)
+    write_rows(directory / "short", rows, 1000, 24)
     # Some 3.3 characters a token of such text: nearly all rows stay below the limit, and close to it.
-    write_rows(directory / "long", join_to(rows, 2700), 64, 6)
+    write_rows(directory / "long", join_to(rows, 2700), 64, 4)
     short = Run(
         str(model), "bench", str(home.root), str(directory / "short"), "",
         steps=8, rows=4, row_tokens=_SHORT, max_length=_LONG, layers=16,
