@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from app.cli.output import display_width, human_bytes, print_table
 from localllm.errors import UsageError
 from localllm.paths import Home
+from localllm.sanitize import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,9 +116,9 @@ def print_report(report: "Report", width: int = 0) -> None:
     print_table(list(cells), rows, right=range(1, len(cells)))
     print()
     for line in _lines(report):
-        print(line)
+        print(one_line(line))
     for note in _notes(report):
-        print(f"Note: {note}", file=sys.stderr)
+        print(one_line(f"Note: {note}"), file=sys.stderr)
 
 
 def _lines(report: "Report") -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -259,6 +260,17 @@ def test_a_note_is_said_once(home, capsys):
     rows = [made_up_row(name, 10**8, 0.01, notes=("Requantized.",)) for name in ("q4_0", "q4_1")]
     print_report(made_up_report(put_model(home), rows=[*rows, made_up_row("q2_k", 10**7, 0.2)]))
     assert capsys.readouterr().err == "Note: q4_0, q4_1: Requantized.\n"
+
+
+def test_names_of_files_and_notes_do_not_reach_the_terminal_as_they_are(home, capsys):
+    rows = [made_up_row("q4_0", 10**8, 0.01, notes=("a\x1b[2J",))]
+    report = made_up_report(put_model(home), rows=rows, skipped=[("q2_k", "b\x1b[2J\nc")])
+    print_report(replace(report, text="d\x1b[2J.txt"))
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert "of d␛[2J.txt (SHA" in out
+    assert "q2_k. b␛[2J c" in out
+    assert err == "Note: q4_0: a␛[2J\n"
 
 
 @pytest.mark.parametrize("width", [80, 60])
