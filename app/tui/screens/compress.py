@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import Screen
 from textual.widgets import Label, OptionList, Static
 from textual.widgets.option_list import Option
 from textual.worker import Worker, get_current_worker
@@ -19,6 +18,7 @@ from app.cli.output import human_bytes
 from app.tui.budget import making_spec, plan_lines, plan_spec
 from app.tui.job_rows import JobRow, start_or_join
 from app.tui.markdown import harmless
+from app.tui.screens.deeds import DeedsScreen
 from app.tui.screens.dialogs import ChoiceDialog, ConfirmDialog, LineDialog
 from app.tui.screens.help import HelpScreen
 from app.tui.session import Session
@@ -29,18 +29,19 @@ from app.tui.widgets.scatter import Scatter, Spot
 from localllm.errors import JobCancelledError, LocalLLMError
 from localllm.jobs.job import Job
 from localllm.jobs.record import JobSpec
-from localllm.models.manifest import Manifest
 from localllm.sanitize import one_line
 
 if TYPE_CHECKING:
     from app.tui.candidates import Candidate
+
+Read = TypeVar("Read")
 
 _KINDS = ("quantize", "report")
 _WIDE = 120  # columns from which the list and the plot are side by side
 _NONE = "No model is here yet. F6 leads to the models, and there p fetches one."
 
 
-class CompressScreen(Screen[None]):
+class CompressScreen(DeedsScreen):
     """Lists what a model could become, and makes the highlighted one.
 
     Args:
@@ -89,10 +90,6 @@ class CompressScreen(Screen[None]):
         """Side by side where there is room."""
         self._arrange()
 
-    def say(self, text: str, severity: Literal["information", "warning", "error"] = "information") -> None:
-        """A notice in a corner, for some seconds."""
-        self.notify(harmless(text), severity=severity, markup=False, timeout=15 if severity == "error" else 5)
-
     # ── reading, in a thread ──
 
     @work(thread=True, exclusive=True, group="candidates")
@@ -100,24 +97,31 @@ class CompressScreen(Screen[None]):
         # Deferred: the formats bring numpy (100 ms), which no other screen needs.
         from app.tui.candidates import Compression, spots_of
 
-        worker, app, settings = get_current_worker(), self.app, self._session.settings
-        app.call_from_thread(self._show, {})
-        app.call_from_thread(self._show_plot, ())
-        if not self._model:
+        worker, settings, model = get_current_worker(), self._session.settings, self._model
+        show = partial(self.app.call_from_thread, self._if_wanted, worker)
+        show(self._show, {})
+        show(self._show_plot, ())
+        if not model:
             return
         try:
-            compression = Compression.of(self._session.store, self._model, settings.ctx, settings.memory_gb)
+            compression = Compression.of(self._session.store, model, settings.ctx, settings.memory_gb)
             if compression.report is not None:
-                app.call_from_thread(self._show_plot, spots_of(compression.report))
+                show(self._show_plot, spots_of(compression.report))
             found = {candidate.name: candidate for candidate in compression.estimates()}
-            app.call_from_thread(self._show, dict(found))
+            show(self._show, dict(found))
             for candidate in compression.plans(list(found.values()), partial(_check, worker)):
                 found[candidate.name] = candidate
-                app.call_from_thread(self._show, dict(found))
+                show(self._show, dict(found))
         except JobCancelledError:
             return  # another model was picked, or the screen was left
         except LocalLLMError as error:
-            app.call_from_thread(self.say, str(error), "error")
+            show(self.failed, str(error))
+
+    @staticmethod
+    def _if_wanted(worker: Worker[None], deed: Callable[[Read], None], what: Read) -> None:
+        """Show what a thread has read, unless another one reads by now: of another model, or after a job."""
+        if not worker.is_cancelled:
+            deed(what)
 
     def _show(self, candidates: "dict[str, Candidate]") -> None:
         if not self.is_attached:
@@ -216,7 +220,7 @@ class CompressScreen(Screen[None]):
 
         def answered(yes: bool | None) -> None:
             if yes:
-                self._in_thread(partial(self._run, making_spec(row.job.spec)))
+                self.in_thread(partial(self._run, making_spec(row.job.spec)))
 
         self.app.push_screen(ConfirmDialog(title, plan_lines(row.status.result["plan"]), "makes it"), answered)
 
@@ -237,14 +241,14 @@ class CompressScreen(Screen[None]):
 
     def action_models(self) -> None:
         """Pick another model."""
-        self._in_thread(self._offer_models)
+        self.in_thread(self._offer_models)
 
     @on(OptionList.OptionSelected, "#candidates")
     def action_start(self) -> None:
         """Make the highlighted one."""
         candidate = self._highlighted
         if candidate is not None:
-            self._in_thread(partial(self._start, self._model, candidate.name))
+            self.in_thread(partial(self._start, self._model, candidate.name))
 
     def action_plot(self) -> None:
         """The plot in the place of the list, or the list again."""
@@ -253,7 +257,7 @@ class CompressScreen(Screen[None]):
 
     def action_report(self) -> None:
         """Measure what each type loses."""
-        self._in_thread(partial(self._measure, self._model))
+        self.in_thread(partial(self._measure, self._model))
 
     def action_budget(self) -> None:
         """Ask for a budget, and plan for it."""
@@ -273,15 +277,6 @@ class CompressScreen(Screen[None]):
 
     # ── deeds, in threads ──
 
-    def _in_thread(self, deed: Callable[[], None]) -> None:
-        self.run_worker(partial(self._do, deed), thread=True, group="compress-deeds")
-
-    def _do(self, deed: Callable[[], None]) -> None:
-        try:
-            deed()
-        except LocalLLMError as error:
-            self.app.call_from_thread(self.say, str(error), "error")
-
     def _start(self, model: str, to: str) -> None:
         from quant.quantize_job import QuantizeWish, quantize_spec  # deferred, as above
 
@@ -298,7 +293,7 @@ class CompressScreen(Screen[None]):
 
     def _plan_for(self, size: str | None) -> None:
         if size:
-            self._in_thread(partial(self._plan, self._model, size))
+            self.in_thread(partial(self._plan, self._model, size))
 
     def _plan(self, model: str, size: str) -> None:
         spec = plan_spec(self._session.store, model, size, self._session.settings.ctx)
@@ -315,12 +310,10 @@ class CompressScreen(Screen[None]):
             self.query_one(JobBar).follow(job)
 
     def _offer_models(self) -> None:
-        self.app.call_from_thread(self._ask, self._session.store.list())
-
-    def _ask(self, models: Sequence[Manifest]) -> None:
-        if self.is_current and models:
+        models = self._session.store.list()
+        if models:
             choices = [(str(model.model_name), f"{human_bytes(model.size)} {model.quantization}") for model in models]
-            self.app.push_screen(ChoiceDialog("Compress which model?", choices), self._take)
+            self.app.call_from_thread(self.ask, ChoiceDialog("Compress which model?", choices), self._take)
 
     def _take(self, model: str | None) -> None:
         if model:

@@ -33,8 +33,12 @@ class DeedsScreen(Screen[str | None]):
         if self.is_current:
             self.dismiss(name)
 
+    def failed(self, text: str) -> None:
+        """Tell what went wrong with a deed."""
+        self.say(text, "error")
+
     def _do(self, deed: Callable[[], None]) -> None:
         try:
             deed()
         except LocalLLMError as error:
-            self.app.call_from_thread(self.say, str(error), "error")
+            self.app.call_from_thread(self.failed, str(error))

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen, Screen
 from textual.widgets import Label, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -18,6 +17,7 @@ from app.cli.output import human_bytes
 from app.tui.job_rows import start_or_join
 from app.tui.library import Entry, Library
 from app.tui.markdown import harmless
+from app.tui.screens.deeds import DeedsScreen
 from app.tui.screens.dialogs import ChoiceDialog, ConfirmDialog, LineDialog
 from app.tui.screens.help import HelpScreen
 from app.tui.session import Session
@@ -25,13 +25,12 @@ from app.tui.styles import MUTED
 from app.tui.widgets.job_bar import JobBar
 from app.tui.widgets.key_bar import KeyBar
 from localllm.adapters import AdapterManifest, AdapterStore
-from localllm.errors import LocalLLMError, UsageError
+from localllm.errors import UsageError
 from localllm.jobs.job import Job
 from localllm.jobs.record import JobSpec
 from localllm.models.manifest import Manifest
 from localllm.sanitize import one_line
 
-Answer = TypeVar("Answer")
 KINDS = ("pull", "export", "quantize")
 _NONE = "No model is here yet. Press p, and write `starter` for a small one."
 _WIDE = 100
@@ -42,7 +41,7 @@ _FORMS = {
 }
 
 
-class ModelsScreen(Screen[str | None]):
+class ModelsScreen(DeedsScreen):
     """Lists what is here, shows the highlighted one; answers with a model to chat with, or None.
 
     Args:
@@ -89,10 +88,6 @@ class ModelsScreen(Screen[str | None]):
     def on_resize(self) -> None:
         """Columns are as wide as there is room for."""
         self._fill()
-
-    def say(self, text: str, severity: Literal["information", "warning", "error"] = "information") -> None:
-        """A notice in a corner, for some seconds."""
-        self.notify(harmless(text), severity=severity, markup=False, timeout=15 if severity == "error" else 5)
 
     # ── reading, in threads ──
 
@@ -187,20 +182,20 @@ class ModelsScreen(Screen[str | None]):
     @on(OptionList.OptionSelected, "#library")
     def action_chat(self) -> None:
         """Go to the chat with it."""
-        self._in_thread(self._chat)
+        self.in_thread(self._chat)
 
     def action_pull(self) -> None:
         """Ask for a source, and fetch it."""
         title = "Fetch: starter, org/repo, pypi:NAME, ollama:NAME, or a path"
-        self.app.push_screen(LineDialog(title, ""), lambda source: self._in_thread(partial(self._pull, source or "")))
+        self.app.push_screen(LineDialog(title, ""), lambda source: self.in_thread(partial(self._pull, source or "")))
 
     def action_export(self) -> None:
         """Ask for a form, and make it."""
-        self._in_thread(self._offer_forms)
+        self.in_thread(self._offer_forms)
 
     def action_delete(self) -> None:
         """Say what follows, ask, and delete."""
-        self._in_thread(self._ask_to_delete)
+        self.in_thread(self._ask_to_delete)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002  Textual's shape
         """Offer only what can be done with the highlighted one."""
@@ -214,20 +209,15 @@ class ModelsScreen(Screen[str | None]):
 
     # ── deeds, in threads ──
 
-    def _in_thread(self, deed: Callable[[], None]) -> None:
-        self.run_worker(partial(self._do, deed), thread=True, group="library-deeds")
-
-    def _do(self, deed: Callable[[], None]) -> None:
-        try:
-            deed()
-        except LocalLLMError as error:
-            self.app.call_from_thread(self.say, str(error), "error")
-            self.app.call_from_thread(self._read)
+    def failed(self, text: str) -> None:
+        """Tell it, and look anew: another window may have changed what is here."""
+        super().failed(text)
+        self._read()
 
     def _chat(self) -> None:
         entry = self._entries.get(self._shown or "")
         if entry is not None:
-            self.app.call_from_thread(self._answer, self._library.chat_name(entry))
+            self.app.call_from_thread(self.answer, self._library.chat_name(entry))
 
     def _pull(self, source: str) -> None:
         if source:
@@ -245,14 +235,6 @@ class ModelsScreen(Screen[str | None]):
         if self.is_attached:
             self.query_one(JobBar).follow(job)
 
-    def _ask(self, dialog: ModalScreen[Answer], answered: Callable[[Answer | None], None]) -> None:
-        if self.is_current:  # the person may have left meanwhile
-            self.app.push_screen(dialog, answered)
-
-    def _answer(self, name: str) -> None:
-        if self.is_current:
-            self.dismiss(name)
-
     def _offer_forms(self) -> None:
         # Deferred: the formats bring numpy (100 ms), which the list does not need.
         from quant.forms import listed_forms, parse_form
@@ -268,11 +250,11 @@ class ModelsScreen(Screen[str | None]):
                 continue  # it is in that form already
             choices.append((form, _FORMS[form.partition(":")[0]]))
         dialog = ChoiceDialog(f"Export {one_line(entry.name, 50)} to", choices)
-        self.app.call_from_thread(self._ask, dialog, partial(self._export_to, entry))
+        self.app.call_from_thread(self.ask, dialog, partial(self._export_to, entry))
 
     def _export_to(self, entry: Entry, form: str | None) -> None:
         if form is not None:
-            self._in_thread(partial(self._export, entry, form))
+            self.in_thread(partial(self._export, entry, form))
 
     def _export(self, entry: Entry, form: str) -> None:
         from quant.jobs import export_spec  # deferred, as above
@@ -288,11 +270,11 @@ class ModelsScreen(Screen[str | None]):
         said = self._library.consequences(entry, {*self._session.ready, self._session.model})
         what = "adapter" if isinstance(entry.item, AdapterManifest) else "model"
         dialog = ConfirmDialog(f"Delete the {what} {one_line(entry.name, 50)}?", said, "deletes it")
-        self.app.call_from_thread(self._ask, dialog, partial(self._delete_if, entry))
+        self.app.call_from_thread(self.ask, dialog, partial(self._delete_if, entry))
 
     def _delete_if(self, entry: Entry, yes: bool | None) -> None:
         if yes:
-            self._in_thread(partial(self._delete, entry))
+            self.in_thread(partial(self._delete, entry))
 
     def _delete(self, entry: Entry) -> None:
         note = self._library.delete(entry)

@@ -1,12 +1,14 @@
 """The Compress screen with what was measured: figures, the plot, the job that measures, the plan for a budget."""
 
+import threading
+
 import pytest
 from textual.widgets import Input, OptionList
 
 from app.cli.main import main
 from app.tui.candidates import Compression
 from app.tui.screens.compress import CompressScreen
-from app.tui.screens.dialogs import ConfirmDialog, LineDialog
+from app.tui.screens.dialogs import ChoiceDialog, ConfirmDialog, LineDialog
 from app.tui.widgets.job_bar import JobBar
 from app.tui.widgets.scatter import Scatter
 from localllm.jobs.store import JobStore
@@ -108,6 +110,39 @@ async def test_no_report_no_plot(make_app, measured, home, settle):
         await pilot.press("p")
         await settle(pilot)
         assert shows_list(app)
+
+
+async def test_a_slow_look_at_one_model_does_not_cover_the_next(make_app, measured, home, settle, monkeypatch):
+    other = put_model(home, "other", "f16", size=271_000_000, parameters=134_515_008, n_ctx_train=8192)
+    path = ModelStore(home).file(other)
+    path.unlink()
+    write_tiny_gguf(path)
+    begun, gate, estimates = threading.Event(), threading.Event(), Compression.estimates
+
+    def slow(compression):
+        if compression.model.name == measured.name:
+            begun.set()
+            assert gate.wait(30)
+        return estimates(compression)
+
+    monkeypatch.setattr(Compression, "estimates", slow)
+    monkeypatch.setattr(Compression, "plans", lambda *_: iter(()))  # as of a directory: nothing is shown later
+    app = make_app(memory_gb=1, model=str(measured.model_name))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: app.session.model)
+        await pilot.press("f7")
+        await wait_long(pilot, begun.is_set)
+        assert drawn(app)
+        await pilot.press("m")
+        await wait_long(pilot, lambda: isinstance(app.screen, ChoiceDialog))
+        assert options(app)[0].startswith("other:f16 ")
+        await pilot.press("enter")
+        await wait_long(pilot, lambda: isinstance(app.screen, CompressScreen) and options(app))
+        gate.set()
+        await settle(pilot)
+        assert "Compress other:f16" in str(app.screen.query_one("#compress-title").render())
+        assert not any("KL" in option for option in options(app))
+        assert drawn(app) == ""
 
 
 async def test_hostile_names_are_drawn_as_text(make_app, measured, home, settle):

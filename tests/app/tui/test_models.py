@@ -225,7 +225,7 @@ async def test_a_failing_job_is_told(app, start, home, settle):
     async with app.run_test() as pilot:
         await opened(pilot, settle, 1)
         assert not bar(app).display, "a job of another kind is no business of this screen"
-        app.screen._in_thread(lambda: app.screen._start(spec))
+        app.screen.in_thread(lambda: app.screen._start(spec))
         await wait_long(pilot, lambda: "No room for the model. Free some." in notices(app))
         assert "\x1b" not in notices(app)
         await wait_for(pilot, lambda: not bar(app).display)
