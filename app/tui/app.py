@@ -26,6 +26,7 @@ from app.tui.themes import DARK, LIGHT
 from localllm.adapters import split_name
 from localllm.conversations import ConversationStore
 from localllm.errors import LocalLLMError
+from localllm.jobs.job import Job
 from localllm.jobs.store import JobStore
 from localllm.models.store import ModelStore
 from localllm.paths import Home
@@ -33,6 +34,7 @@ from localllm.sanitize import one_line
 from localllm.settings import Settings, save_setting
 
 if TYPE_CHECKING:
+    from app.tui.screens.train import TrainScreen
     from serve.client import ServeClient
 
 
@@ -146,7 +148,11 @@ class LocalLLMApp(App[None]):
         from app.tui.screens.jobs import JobsScreen
 
         if not await self._back_to(JobsScreen):
-            self.push_screen(JobsScreen(self.session.jobs, self._clock or time.time))
+            self.push_screen(JobsScreen(self.session.jobs, self._clock or time.time), self._left_jobs)
+
+    async def _left_jobs(self, training: Job | None) -> None:
+        if training is not None:
+            (await self._open_train()).show_training(training)
 
     async def action_library(self) -> None:
         """Show the models, over whatever is shown."""
@@ -179,13 +185,18 @@ class LocalLLMApp(App[None]):
             await self._back_to(TrainScreen)
             self.screen.dismiss(None)
         elif not (await self._back_to(TrainRunScreen) or await self._back_to(TrainScreen)):
-            if not self.is_screen_installed(_TRAIN):
-                # Installed, so that choices and findings are there again when a person comes back.
-                self.install_screen(TrainScreen(self.session, self._clock or time.time), _TRAIN)
+            (await self._open_train()).show_running()
+
+    async def _open_train(self) -> "TrainScreen":
+        """The choices of a training, with nothing over them."""
+        from app.tui.screens.train import TrainScreen  # deferred, as above
+
+        if not self.is_screen_installed(_TRAIN):
+            # Installed, so that choices and findings are there again when a person comes back.
+            self.install_screen(TrainScreen(self.session, self._clock or time.time), _TRAIN)
+        if not await self._back_to(TrainScreen):
             await self.push_screen(_TRAIN, self._left_library)
-            shown = self.screen
-            if isinstance(shown, TrainScreen):
-                shown.show_running()
+        return self.get_screen(_TRAIN, TrainScreen)
 
     async def _back_to(self, kind: type[Screen[Any]]) -> bool:
         """Close what lies over a screen of this kind; False when none is open."""

@@ -12,6 +12,7 @@ from localllm.jobs.job import Job, Latest
 from localllm.jobs.record import JobSpec, JobStatus
 from localllm.jobs.store import JobStore
 
+TRAINING = "finetune"  # the kind of a job that trains
 _LINES = 8
 _LOG_BYTES = 16384
 

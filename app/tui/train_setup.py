@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from app.tui.job_rows import read_rows
+from app.tui.job_rows import TRAINING, read_rows
 from finetune.jobs import train_spec
 from finetune.recipe import Recipe, make_recipe, write_recipe
 from localllm.adapters import AdapterStore
@@ -19,7 +19,6 @@ from localllm.models.manifest import Manifest
 from localllm.models.names import parse_model_name
 from localllm.models.store import ModelStore
 
-KIND = "finetune"
 _END_SECONDS, _LOOK_SECONDS = 10.0, 0.05
 
 
@@ -164,7 +163,7 @@ def settled(store: ModelStore, jobs: JobStore, setup: Setup) -> JobSpec:
     name = spec.arguments["recipe"]["name"]
     for row in read_rows(jobs):
         other = row.job.spec
-        same_name = other.kind == KIND and recipe_of(row.job).get("name") == name
+        same_name = other.kind == TRAINING and recipe_of(row.job).get("name") == name
         if same_name and other != spec and not row.status.has_ended:
             raise UsageError(f"A training called {name} is under way.", "Choose another name; t shows it.")
     return spec

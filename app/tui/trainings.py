@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from app.tui.job_rows import JobRow, read_detail, read_row, read_rows
-from app.tui.train_setup import KIND, recipe_of
+from app.tui.job_rows import TRAINING, JobRow, read_detail, read_row, read_rows
+from app.tui.train_setup import recipe_of
 from localllm.jobs.events import Evaluation, Message, Record, Sample, State, Step
 from localllm.jobs.job import Job
 from localllm.jobs.store import JobStore
@@ -169,7 +169,7 @@ class RunReader:
 
 def read_trainings(jobs: JobStore, clock: Callable[[], float] = time.time) -> list[JobRow]:
     """Every training, those that run first, then the newest first."""
-    return [row for row in read_rows(jobs, clock) if row.job.spec.kind == KIND]
+    return [row for row in read_rows(jobs, clock) if row.job.spec.kind == TRAINING]
 
 
 def training_name(job: Job) -> str:

@@ -16,12 +16,13 @@ from textual.widgets.option_list import Option
 
 from app.cli.job_bars import describe_metrics
 from app.cli.output import human_bytes, human_seconds
-from app.tui.job_rows import JobDetail, JobRow, read_detail, read_rows
+from app.tui.job_rows import TRAINING, JobDetail, JobRow, read_detail, read_rows
 from app.tui.markdown import harmless
 from app.tui.screens.help import HelpScreen
 from app.tui.styles import MUTED, SIGNS
 from app.tui.widgets.key_bar import KeyBar
 from localllm.errors import LocalLLMError
+from localllm.jobs.job import Job
 from localllm.jobs.store import JobStore
 from localllm.sanitize import one_line
 
@@ -30,8 +31,8 @@ _BAR_CELLS = 40
 _NONE = "No job has run yet. Fetching a model is one, as long work is."
 
 
-class JobsScreen(Screen[None]):
-    """Lists jobs, shows the highlighted one, and cancels, resumes and removes.
+class JobsScreen(Screen[Job | None]):
+    """Lists jobs, shows the highlighted one; cancels, resumes, removes. Answers with a training to watch, or None.
 
     Args:
         jobs: Where they are.
@@ -43,6 +44,7 @@ class JobsScreen(Screen[None]):
         Binding("c", "cancel", "Cancel", id="jobs.cancel", tooltip="Let it save and end; a second time kills it"),
         Binding("r", "resume", "Resume", id="jobs.resume", tooltip="Go on with a job that did not end well"),
         Binding("d,delete", "remove", "Remove", id="jobs.remove", tooltip="Delete an ended job and its log"),
+        Binding("t", "training", "Training", id="jobs.training", tooltip="Watch the training; Enter does it too"),
         Binding("escape,f5", "leave", "Back", id="jobs.back", tooltip="Back; every job goes on"),
         Binding("j", "move(1)", show=False, id="jobs.down"),
         Binding("k", "move(-1)", show=False, id="jobs.up"),
@@ -138,7 +140,14 @@ class JobsScreen(Screen[None]):
 
     def action_leave(self) -> None:
         """Back to where the person came from."""
-        self.dismiss()
+        self.dismiss(None)
+
+    @on(OptionList.OptionSelected, "#jobs")
+    def action_training(self) -> None:
+        """Watch the training on its own screen."""
+        row = self._rows.get(self._shown or "")
+        if row is not None and row.job.spec.kind == TRAINING:
+            self.dismiss(row.job)
 
     def action_cancel(self) -> None:
         """Let the job save and end."""
@@ -156,6 +165,8 @@ class JobsScreen(Screen[None]):
         """Offer only what can be done with the highlighted job."""
         row = self._rows.get(self._shown or "")
         match action:
+            case "training":
+                return row is not None and row.job.spec.kind == TRAINING
             case "cancel":
                 return row is not None and not row.status.has_ended
             case "resume":

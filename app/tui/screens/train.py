@@ -12,13 +12,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Label, Static
 
-from app.tui.job_rows import newest_under_way, start_or_join
+from app.tui.job_rows import TRAINING, newest_under_way, start_or_join
 from app.tui.screens.help import HelpScreen
 from app.tui.screens.train_choices import ChoicesScreen
 from app.tui.screens.train_dialogs import BadRowsDialog, TrainingsDialog
 from app.tui.screens.train_run import TrainRunScreen
 from app.tui.session import Session
-from app.tui.train_setup import KIND, Setup, discard, settled
+from app.tui.train_setup import Setup, discard, settled
 from app.tui.trainings import read_trainings
 from app.tui.widgets.check_view import CheckView
 from app.tui.widgets.key_bar import KeyBar
@@ -244,7 +244,7 @@ class TrainScreen(ChoicesScreen):
         self.in_thread(self._find_running)
 
     def _find_running(self) -> None:
-        job = newest_under_way(self.session.jobs, (KIND,))
+        job = newest_under_way(self.session.jobs, (TRAINING,))
         if job is not None:
             self.app.call_from_thread(self.show_training, job)
 

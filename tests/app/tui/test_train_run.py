@@ -140,6 +140,31 @@ async def test_leaving_and_quitting_end_nothing_and_it_is_found_again(make_app, 
         assert job.alive
 
 
+async def test_the_jobs_lead_to_any_training(app, told, settle):
+    told("first", JobStatus("done", started=NOON, ended=NOON + 5), Step(1, 4, metrics(1)))
+    told("second", JobStatus("failed", started=NOON, ended=NOON + 5, message="Broken."), Step(2, 4, metrics(2)))
+
+    async def jobs_opened():
+        await pilot.press("f5")
+        await wait_long(pilot, lambda: isinstance(app.screen, JobsScreen) and len(options(app)) == 2)
+        await settle(pilot)
+
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        await jobs_opened()
+        await pilot.press("enter")
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainRunScreen) and "failed" in head(app))
+        assert "second" in str(app.screen.query_one("#run-title").render())
+        await jobs_opened()
+        await pilot.press("down", "t")
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainRunScreen) and "done" in head(app))
+        assert "first" in str(app.screen.query_one("#run-title").render())
+        await pilot.press("escape")
+        await wait_long(pilot, lambda: isinstance(app.screen, TrainScreen))
+        await pilot.press("escape")
+        await wait_long(pilot, lambda: isinstance(app.screen, ChatScreen))
+
+
 async def test_killed_it_is_seen_as_such_and_goes_on(app, train, home, settle):
     (home.root / "steps").write_text("4")
     job = running(train())
