@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from localllm.errors import InvalidModelError
 from localllm.gguf_header import GGUFHeader, read_gguf_header
 from localllm.memory import model_shape
 from quant.child import never_cancelled
@@ -113,7 +114,10 @@ def _plain(model: Path, work: Path) -> Path:
 def _sensitivity(source: Path, imatrix: Path, work: Path) -> Sensitivity:
     kept = work / f"{source.stem}-sensitivity.json"
     if kept.exists():
-        return read_sensitivity(kept)
+        try:
+            return read_sensitivity(kept)
+        except InvalidModelError as error:
+            _say(error.message)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         found = measure_sensitivity(

@@ -1,41 +1,50 @@
 """What each tensor costs in quality at each type: measured once for a model, kept as JSON.
 
-Two things are measured. (1) The whole model is quantized to every candidate type, and each tensor's relative output
+Three things are measured. (1) The whole model is quantized to every candidate type, and each tensor's relative output
 error is computed from the weights and the importance matrix; no model runs. (2) For each group of tensors that are
 alike, that group alone is quantized to a probing type with everything else as it was, and the KL divergence from the
 source is measured. KL is quadratic in a small disturbance of the logits, so it grows with the squared error: its ratio
 to the group's summed error is the group's scale, and scale times error predicts the KL of any tensor at any type.
+(3) Where weights are quantized, llama.cpp on a CPU rounds their inputs to 8 bits too: with one scale for each 256 of
+them for types in blocks of 256, for each 32 otherwise, which an outlier spoils less. That is in no tensor's error, and
+it can be most of what good types lose. So all layers together, and each matrix outside of them, are also quantized to
+the largest type of either block; the KL beyond the predicted becomes an error that each of these tensors has at every
+type of that block.
 
 Measuring the KL of every tensor at every type instead would run the model some thousand times; this runs it once a
-group, some twenty times. The scales depend on the architecture more than on the weights: those of one model can be
-given for the next of its family, and then no model runs at all.
+group, some thirty times. All this depends on the architecture more than on the weights: what was
+measured of one model can be given for the next of its family, and then no model runs at all.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from localllm.errors import InvalidModelError, QuantizeError
 from localllm.files import write_atomic
-from localllm.gguf_header import GGUFHeader, read_gguf_parts
+from localllm.gguf_header import read_gguf_parts
+from localllm.gguf_types import TENSOR_TYPES
 from quant.child import CheckCancelled, Progress
 from quant.chunks import Text
 from quant.fit.errors import relative_errors
-from quant.fit.groups import group_of
+from quant.fit.groups import group_of, place_of
 from quant.imatrix.file import ImportanceMatrix, read_imatrix
 from quant.llama_choices import source_parts
 from quant.llama_quantize import quantize_gguf
 from quant.llama_types import FILE_TYPES
 from quant.measure.run import MeasureOptions, make_reference, measure
 
-# From large to small; what a tensor's rows cannot take becomes another type, which is then a candidate for it.
-CANDIDATES = ("q8_0", "q6_k", "q5_k_s", "q4_k_s", "iq4_xs", "iq3_s", "q3_k_s", "iq3_xxs", "q2_k")
+# What a tensor's rows cannot take becomes another type, which is then a candidate for it. The old forms in blocks of 32
+# are here for what they do to the inputs.
+CANDIDATES = ("q8_0", "q6_k", "q5_k_s", "q4_k_s", "iq4_xs", "iq3_s", "q3_k_s", "iq3_xxs", "q2_k", "q5_0", "q4_1")
 _PROBE = "q3_k_s"  # far enough from the source to be measured on little text, near enough to be a small disturbance
 DEFAULT_OPTIONS = MeasureOptions(n_ctx=256, max_chunks=8)
 _FLOATS = ("F32", "F16", "BF16")
-_FORMAT = 1
+_FORMAT = 2
+_BLOCK_OF = {kind.name: str(kind.block) for kind in TENSOR_TYPES.values()}
+_BLOCKS = ("256", "32")
 
 
 @dataclass(frozen=True)
@@ -60,16 +69,19 @@ class Sensitivity:
         n_layer: Layers; the groups are thirds of them.
         tensors: By tensor and type.
         scales: KL divergence (nats a token) for each unit of error, by group.
+        rounding: Error that comes from rounding a tensor's inputs, by place and by the type's block (``256``, ``32``).
     """
 
     architecture: str
     n_layer: int
     tensors: Mapping[str, Mapping[str, Stored]]
     scales: Mapping[str, float]
+    rounding: Mapping[str, Mapping[str, float]]
 
     def predicted_kl(self, name: str, kind: str) -> float:
         """The KL divergence that tensor ``name`` adds when its type is ``kind``."""
-        return self.scales[group_of(name, self.n_layer)] * self.tensors[name][kind].error
+        rounded = self.rounding.get(place_of(name), {}).get(_block_of(kind), 0.0)
+        return self.scales[group_of(name, self.n_layer)] * (self.tensors[name][kind].error + rounded)
 
     def save(self, path: Path) -> None:
         """Write it as JSON, atomically."""
@@ -103,6 +115,7 @@ def measure_sensitivity(
     *,
     candidates: Sequence[str] = CANDIDATES,
     scales: Mapping[str, float] | None = None,
+    rounding: Mapping[str, Mapping[str, float]] | None = None,
     options: MeasureOptions = DEFAULT_OPTIONS,
     progress: Progress,
     check_cancelled: CheckCancelled,
@@ -116,6 +129,7 @@ def measure_sensitivity(
         work: A directory for quantized copies; one is there at a time.
         candidates: File types whose base types are tried; where scales are measured, ``q3_k_s`` must be one of them.
         scales: Those of another model of the family; then no model runs.
+        rounding: The same model's; without it inputs are taken to be exact.
         options: How KL is measured.
         progress: Called with (what, done, total).
         check_cancelled: Called often; what it raises ends the work.
@@ -128,23 +142,30 @@ def measure_sensitivity(
     matrix = read_imatrix(imatrix) if imatrix else None
     usable = [name for name in candidates if imatrix or FILE_TYPES[name].imatrix != "required"]
     tensors: dict[str, dict[str, Stored]] = {}
-    copy = work / "candidate.gguf"
+    copy, probed = work / "candidate.gguf", dict[str, str]()  # which type each tensor has in the probing file type
     for n_done, name in enumerate(usable):
         progress(f"errors at {name}", n_done, len(usable))
-        _add_errors(source, copy, name, imatrix, matrix, tensors, check_cancelled)
+        types = _add_errors(source, copy, name, imatrix, matrix, tensors, check_cancelled)
+        probed = types if name == _PROBE else probed
     if not tensors:
         raise QuantizeError("This model has no matrices that could be quantized.")
-    groups: dict[str, list[str]] = {}
-    for name in tensors:
-        groups.setdefault(group_of(name, header.n_layer), []).append(name)
+    groups = _members(tensors, lambda name: group_of(name, header.n_layer))
     if scales is None:
-        scales = _measure_scales(
-            source, header, imatrix, texts, work, groups, tensors, options, progress, check_cancelled
-        )
-    elif missing := sorted(set(groups) - set(scales)):
+        plain = header.quantization.lower() if header.quantization in _FLOATS else "f16"
+        prober = _Prober(source, imatrix, work, plain, options, check_cancelled)
+        prober.prepare(texts)
+        found = _measure_scales(prober, groups, tensors, probed, progress)
+        rounding = _measure_rounding(prober, tensors, lambda name: found[group_of(name, header.n_layer)], progress)
+        return Sensitivity(header.architecture, header.n_layer, tensors, found, rounding)
+    if missing := sorted(set(groups) - set(scales)):
         raise QuantizeError(f"The scales are another family's: they have nothing for {missing[0]}.", "Measure them.")
     kept = {group: scales[group] for group in groups}
-    return Sensitivity(header.architecture, header.n_layer, tensors, kept)
+    return Sensitivity(header.architecture, header.n_layer, tensors, kept, rounding or {})
+
+
+def _block_of(kind: str) -> str:
+    """How many inputs share a scale when they are rounded for weights of this type."""
+    return "256" if _BLOCK_OF[kind] == "256" else "32"
 
 
 def _add_errors(
@@ -155,7 +176,8 @@ def _add_errors(
     matrix: ImportanceMatrix | None,
     tensors: dict[str, dict[str, Stored]],
     check_cancelled: CheckCancelled,
-) -> None:
+) -> dict[str, str]:
+    """Add what is new; return the type that each tensor got."""
     made = quantize_gguf(source, copy, file_type, imatrix=imatrix, pure=True, check_cancelled=check_cancelled)
     changed = {tensor.name: tensor for tensor in made.plan.tensors if tensor.reason != "kept"}
     new = [name for name, tensor in changed.items() if tensor.to_type not in tensors.get(name, {})]
@@ -163,36 +185,95 @@ def _add_errors(
         tensor = changed[name]
         tensors.setdefault(name, {})[tensor.to_type] = Stored(tensor.n_bytes, error)
     copy.unlink()
+    return {name: tensor.to_type for name, tensor in changed.items()}
+
+
+@dataclass(frozen=True)
+class _Prober:
+    """Quantizes a few tensors, leaves all others as they were, and measures what that costs.
+
+    Attributes:
+        source: The model.
+        imatrix: Its importance matrix.
+        work: Holds the reference and one quantized copy at a time.
+        plain: The type of what is left alone.
+        options: How KL is measured.
+        check_cancelled: Called often.
+    """
+
+    source: Path
+    imatrix: Path | None
+    work: Path
+    plain: str
+    options: MeasureOptions
+    check_cancelled: CheckCancelled
+
+    @property
+    def _reference(self) -> Path:
+        return self.work / "reference"
+
+    def prepare(self, texts: Sequence[Text]) -> None:
+        make_reference(self.source, self._reference, texts, options=self.options, check_cancelled=self.check_cancelled)
+
+    def divergence(self, kinds: Mapping[str, str]) -> float:
+        """The KL divergence with these tensors at these types, in nats a token."""
+        # llama.cpp follows rules only where it quantizes: so to the probing type, and all others are told to stay.
+        rules = [*(f"^{re.escape(name)}$={kind.lower()}" for name, kind in kinds.items()), f".*={self.plain}"]
+        copy, check = self.work / "probe.gguf", self.check_cancelled
+        quantize_gguf(
+            self.source, copy, _PROBE, imatrix=self.imatrix, overrides=rules, pure=True, check_cancelled=check
+        )
+        found = measure(copy, reference=self._reference, options=self.options, check_cancelled=check)
+        copy.unlink()
+        assert found.divergence is not None  # a reference was given
+        return found.divergence.kl_mean
+
+
+def _members(tensors: Mapping[str, object], label: Callable[[str], str]) -> dict[str, list[str]]:
+    members: dict[str, list[str]] = {}
+    for name in tensors:
+        members.setdefault(label(name), []).append(name)
+    return members
 
 
 def _measure_scales(
-    source: Path,
-    header: GGUFHeader,
-    imatrix: Path | None,
-    texts: Sequence[Text],
-    work: Path,
+    prober: _Prober,
     groups: Mapping[str, Sequence[str]],
     tensors: Mapping[str, Mapping[str, Stored]],
-    options: MeasureOptions,
+    probed: Mapping[str, str],
     progress: Progress,
-    check_cancelled: CheckCancelled,
 ) -> dict[str, float]:
-    reference, copy = work / "reference", work / "probe.gguf"
-    make_reference(source, reference, texts, options=options, check_cancelled=check_cancelled)
-    plain = header.quantization.lower() if header.quantization in _FLOATS else "f16"
-    probe = FILE_TYPES[_PROBE].base.lower()
     scales = {}
     for n_done, (group, names) in enumerate(groups.items()):
         progress(f"divergence of {group}", n_done, len(groups))
-        # llama.cpp follows rules only where it quantizes: so to the probing type, and all others are told to stay.
-        rules = [*(f"^{re.escape(name)}$={probe}" for name in names), f".*={plain}"]
-        made = quantize_gguf(
-            source, copy, _PROBE, imatrix=imatrix, overrides=rules, pure=True, check_cancelled=check_cancelled
-        )
-        types = {tensor.name: tensor.to_type for tensor in made.plan.tensors}
-        error = sum(tensors[name][types[name]].error for name in names)
-        found = measure(copy, reference=reference, options=options, check_cancelled=check_cancelled)
-        assert found.divergence is not None  # a reference was given
-        scales[group] = found.divergence.kl_mean / error if error else 0.0
-        copy.unlink()
+        kinds = {name: probed[name] for name in names}
+        error = sum(tensors[name][kind].error for name, kind in kinds.items())
+        scales[group] = prober.divergence(kinds) / error if error else 0.0
     return scales
+
+
+def _measure_rounding(
+    prober: _Prober,
+    tensors: Mapping[str, Mapping[str, Stored]],
+    scale_of: Callable[[str], float],
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
+    """By place and block: what is lost at the largest type of the block, beyond the error of its weights.
+
+    All layers are tried together: that is one measurement for each block, and of a loss well above the noise.
+    """
+    rounding: dict[str, dict[str, float]] = {}
+    tried = [(place, block, names) for place, names in _members(tensors, place_of).items() for block in _BLOCKS]
+    for n_done, (place, block, names) in enumerate(tried):
+        progress(f"rounded inputs of {place} in blocks of {block}", n_done, len(tried))
+        kinds = {name: kind for name in names if (kind := _largest(tensors[name], block))}
+        scale = sum(map(scale_of, kinds))
+        if scale:
+            expected = sum(scale_of(name) * tensors[name][kind].error for name, kind in kinds.items())
+            rounding.setdefault(place, {})[block] = max(prober.divergence(kinds) - expected, 0.0) / scale
+    return rounding
+
+
+def _largest(stored: Mapping[str, Stored], block: str) -> str | None:
+    kinds = [kind for kind in stored if _block_of(kind) == block]
+    return max(kinds, key=lambda kind: stored[kind].n_bytes, default=None)

@@ -1,14 +1,16 @@
 """Measuring, planning and quantizing a tiny model: what is planned is what is made."""
 
+from dataclasses import replace
+
 import pytest
 
-from localllm.errors import InvalidModelError, MemoryFitError, UsageError
+from localllm.errors import InvalidModelError, MemoryFitError, QuantizeError, UsageError
 from localllm.gguf_header import read_gguf_header
 from quant.child import never_cancelled, no_progress
 from quant.chunks import Text
-from quant.fit.groups import group_of, role_of
+from quant.fit.groups import group_of, place_of, role_of
 from quant.fit.plan import budget_for_tensors, parse_budget, plan_fit
-from quant.fit.sensitivity import measure_sensitivity, read_sensitivity
+from quant.fit.sensitivity import Stored, measure_sensitivity, read_sensitivity
 from quant.llama_quantize import quantize_gguf
 from quant.measure.run import MeasureOptions
 from tests.fakes.gguf_files import write_tiny_gguf
@@ -49,6 +51,29 @@ def test_fewer_bits_cost_more(sensitivity):
     assert {group_of(name, 2) for name in sensitivity.tensors} == set(sensitivity.scales)
 
 
+def test_rounded_inputs_cost_too(sensitivity):
+    assert set(sensitivity.rounding) == {place_of(name) for name in sensitivity.tensors}
+    assert all(set(blocks) == {"256", "32"} for blocks in sensitivity.rounding.values())
+    # The model's inputs have no outliers, and yet one scale for 256 of them is coarser than one for 32.
+    lost = [sum(blocks[block] for blocks in sensitivity.rounding.values()) for block in ("32", "256")]
+    assert 0 < lost[0] < lost[1]
+    exact = replace(sensitivity, rounding={})
+    name = "blk.0.ffn_down.weight"
+    for kind, block in (("Q4_K", "256"), ("Q8_0", "32")):
+        beside = sensitivity.scales[group_of(name, 2)] * sensitivity.rounding["layers"][block]
+        assert sensitivity.predicted_kl(name, kind) == pytest.approx(exact.predicted_kl(name, kind) + beside)
+
+
+def test_two_types_of_one_size_are_told_apart_by_what_they_do_to_inputs(model, sensitivity):
+    stored = {"Q4_K": Stored(1000, 1e-3), "Q4_1": Stored(1000, 1.1e-3)}
+    name = "blk.0.ffn_down.weight"
+    header = read_gguf_header(model)
+    alike = replace(sensitivity, tensors={name: stored}, rounding={})
+    assert plan_fit(header, alike, 10**9).types == {name: "Q4_K"}
+    rounded = replace(alike, rounding={"layers": {"256": 1e-3, "32": 2e-4}})
+    assert plan_fit(header, rounded, 10**9).types == {name: "Q4_1"}
+
+
 def test_the_plan_is_what_is_made(model, sensitivity, tmp_path):
     header = read_gguf_header(model)
     largest = plan_fit(header, sensitivity, 10**9)
@@ -73,7 +98,7 @@ def test_it_is_kept_and_its_scales_serve_the_next_of_the_family(model, sensitivi
     sensitivity.save(tmp_path / "kept.json")
     assert read_sensitivity(tmp_path / "kept.json") == sensitivity
     (tmp_path / "kept.json").write_text('{"format": 1}')
-    with pytest.raises(InvalidModelError):
+    with pytest.raises(InvalidModelError, match="another version"):
         read_sensitivity(tmp_path / "kept.json")
     sibling = write_tiny_gguf(tmp_path / "sibling.gguf", n_embd=256, n_ff=512, seed=1)
     found = measure_sensitivity(
@@ -83,10 +108,23 @@ def test_it_is_kept_and_its_scales_serve_the_next_of_the_family(model, sensitivi
         tmp_path,
         candidates=("q8_0", "q2_k"),
         scales=sensitivity.scales,
+        rounding=sensitivity.rounding,
         progress=no_progress,
         check_cancelled=never_cancelled,
     )
     assert dict(found.scales) == dict(sensitivity.scales)
+    assert found.rounding == sensitivity.rounding
+    with pytest.raises(QuantizeError, match="another family"):
+        measure_sensitivity(
+            sibling,
+            None,
+            (),
+            tmp_path,
+            candidates=("q8_0",),
+            scales={"token_embd": 1.0},
+            progress=no_progress,
+            check_cancelled=never_cancelled,
+        )
 
 
 def test_budgets(model):
@@ -105,6 +143,11 @@ def test_budgets(model):
 def test_groups():
     assert role_of("blk.11.ffn_down.weight") == "ffn_down"
     assert role_of("token_embd.weight") == "token_embd"
+    assert [place_of(f"{name}.weight") for name in ("token_embd", "output", "blk.0.attn_q")] == [
+        "token_embd",
+        "output",
+        "layers",
+    ]
     assert [group_of(f"blk.{n}.attn_q.weight", 30) for n in (0, 9, 10, 29)] == [
         "attn_q:first",
         "attn_q:first",
