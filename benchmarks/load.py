@@ -97,8 +97,8 @@ async def together(
 
 
 async def chat(client: httpx2.AsyncClient, model: str, question: str) -> int:
-    """One answer that ends when the model ends it (no ``max_tokens``), greedy; its number of tokens."""
-    body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0}
+    """One answer as long as its first sentence (no ``max_tokens``), greedy; its number of tokens."""
+    body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "stop": [".", "\n\n"]}
     response = await client.post("/v1/chat/completions", json=body)
     if response.status_code != 200:
         raise RuntimeError(f"{response.status_code}: {response.text[:300]!r}")
