@@ -98,7 +98,8 @@ async def together(
 
 async def chat(client: httpx2.AsyncClient, model: str, question: str) -> int:
     """One answer as long as its first sentence (no ``max_tokens``), greedy; its number of tokens."""
-    body = {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "stop": [".", "\n\n"]}
+    messages = [{"role": "user", "content": question}]
+    body = {"model": model, "messages": messages, "temperature": 0, "stop": [".", "\n\n"]}
     response = await client.post("/v1/chat/completions", json=body)
     if response.status_code != 200:
         raise RuntimeError(f"{response.status_code}: {response.text[:300]!r}")
