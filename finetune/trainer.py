@@ -38,6 +38,7 @@ class Progress:
         best_loss: Of the evaluations so far, in nats a token; infinity before the first.
         best_step: When that was.
         worse: Evaluations since then.
+        evaluated: The update after which the last evaluation was; -1 before the first.
         supervised: Tokens learnt from.
         seconds: Time spent in updates.
     """
@@ -48,6 +49,7 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = 0
     worse: int = 0
+    evaluated: int = -1
     supervised: int = 0
     seconds: float = 0.0
 
@@ -139,22 +141,30 @@ class Trainer:
             DivergedError: The loss or the gradient is no finite number.
         """
         self.parameters: Tree = self.model.trainable_parameters()
-        if self.progress.step == 0 and self.schedule.eval_every:
-            self._evaluate()
+        if self._evaluation_is_due:  # of the base model; or of an update after which the run was broken off
+            self._settle()
         batches = _ahead(self._batches())
         self.model.train()
-        while self.progress.step < self.schedule.n_steps:
+        while self.progress.step < self.schedule.n_steps and not self._has_lost_patience:
             self._update(batches)
-            at = self.progress.step
-            last = at == self.schedule.n_steps
-            best = False
-            if self.schedule.eval_every and (at % self.schedule.eval_every == 0 or last):
-                best = self._evaluate()
-            if best or last or at % self.schedule.save_every == 0:
-                self.observer.checkpoint_due(self.progress, best=best)
-            if self.schedule.patience and self.progress.worse >= self.schedule.patience:
-                break
+            self._settle()
         return self.progress
+
+    def _settle(self) -> None:
+        """Evaluate and save after an update, where it is time to."""
+        best = self._evaluate() if self._evaluation_is_due else False
+        at = self.progress.step
+        if best or at == self.schedule.n_steps or (at and at % self.schedule.save_every == 0):
+            self.observer.checkpoint_due(self.progress, best=best)
+
+    @property
+    def _evaluation_is_due(self) -> bool:
+        at, every = self.progress.step, self.schedule.eval_every
+        return bool(every) and self.progress.evaluated != at and (at % every == 0 or at == self.schedule.n_steps)
+
+    @property
+    def _has_lost_patience(self) -> bool:
+        return bool(self.schedule.patience) and self.progress.worse >= self.schedule.patience
 
     def _batches(self) -> Iterator[tuple[int, int, Batch]]:
         """From where the run is: the epoch and number of the batch after each, and the batch."""
@@ -203,15 +213,15 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Score the held-out rows; return whether they were never scored better."""
         loss = evaluate(self.model, self.stepper, self.validation, self.ranks, self.check_cancelled)
-        if self.progress.step == 0:  # what the base model scores: shown, and no candidate for the best
-            self.observer.evaluated(0, loss, best=False)
-            return False
-        best = loss < self.progress.best_loss
+        at = self.progress.step
+        best = at > 0 and loss < self.progress.best_loss  # the base model is scored, and no candidate for the best
+        self.observer.evaluated(at, loss, best=best)
+        # Only now: where the observer is cancelled at its samples, a run that goes on evaluates once more.
         if best:
-            self.progress.best_loss, self.progress.best_step, self.progress.worse = loss, self.progress.step, 0
-        else:
+            self.progress.best_loss, self.progress.best_step, self.progress.worse = loss, at, 0
+        elif at:
             self.progress.worse += 1
-        self.observer.evaluated(self.progress.step, loss, best=best)
+        self.progress.evaluated = at
         return best
 
 

@@ -95,6 +95,27 @@ def test_a_resumed_run_gives_the_same_losses_to_the_last_bit(tmp_path, changes):
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_run_broken_off_in_an_evaluation_makes_up_for_it(tmp_path):
+    whole = Run(tmp_path / "whole").run()
+    broken = Run(tmp_path / "broken")
+
+    def cancelled_at_its_samples(step, loss, *, best):
+        if step == 8:
+            raise JobCancelledError
+
+    broken.evaluated = cancelled_at_its_samples
+    with pytest.raises(JobCancelledError):
+        broken.run()
+    broken.checkpoint_due(broken.trainer.progress, best=False)  # as a session does that is cancelled between updates
+    rest = Run(tmp_path / "broken").resume().run()
+    assert [step for step, *_ in rest.evaluations] == [8, 12]
+    assert rest.evaluations == whole.evaluations[2:]
+    assert rest.losses == whole.losses[8:]
+    assert rest.trainer.progress.best_loss == whole.trainer.progress.best_loss
+    ours, theirs = ((tmp_path / name / "best" / "adapters.safetensors").read_bytes() for name in ("broken", "whole"))
+    assert ours == theirs
+
+
 def test_two_checkpoints_and_the_best_are_kept(tmp_path):
     Run(tmp_path).run()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-000009", "step-000012"]

@@ -123,8 +123,13 @@ class CompressScreen(DeedsScreen):
         if not worker.is_cancelled:
             deed(what)
 
+    @property
+    def _stands(self) -> bool:
+        """Whether all of it is there: a screen that is being left loses its widgets one after the other."""
+        return self.is_attached and all(self.query(name) for name in ("#compress-title", "#candidates", "#quality"))
+
     def _show(self, candidates: "dict[str, Candidate]") -> None:
-        if not self.is_attached:
+        if not self._stands:
             return
         options = self.query_one("#candidates", OptionList)
         same = list(candidates) == list(self._candidates)
@@ -142,7 +147,7 @@ class CompressScreen(DeedsScreen):
         self.refresh_bindings()
 
     def _show_plot(self, spots: Sequence[Spot]) -> None:
-        if self.is_attached:
+        if self._stands:
             self._spots = spots
             self.query_one("#quality", Scatter).show(spots)
             self._arrange()

@@ -169,8 +169,9 @@ async def test_a_key_measures(make_app, tiny, home, settle, monkeypatch):
         assert len([job for job in JobStore(home).list() if job.spec.kind == "report"]) == 1
         assert "Recommended: q4_0" in notices(app) or "comes nearest" in notices(app)
         assert kept_report(home, tiny.resolve("tiny")).row_of_type("q4_0")
+        await wait_long(pilot, lambda: app.screen.check_action("plot", ()))  # the report is read, in a thread
         await pilot.press("p")
-        await wait_for(pilot, lambda: "q4_0" in drawn(app))
+        await wait_long(pilot, lambda: "q4_0" in drawn(app))
 
 
 async def test_a_plan_for_a_budget_is_shown_before_it_is_made(make_app, tiny, home, settle):
