@@ -47,7 +47,7 @@ class Plan:
         capacity: Positions of a row.
         rows: Of a batch.
         packed: Several documents share a row.
-        lanes: Streams that share the rows of a batch; 1 where there is one.
+        lanes: Streams that share the documents of a batch; 1 where there is one.
         schedule: When things happen.
         fitted: How it fits in memory.
     """

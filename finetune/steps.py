@@ -71,7 +71,7 @@ class Stepper:
         compute: Float type of the trained weights in the passes; their own copy stays fp32.
         compiled: Trace the pass once for each shape. On a CPU that would need a C++ compiler and gains nothing.
         head_is_trained: The output layer is among the trained weights.
-        lanes: Streams that share the rows of a batch; None for the default stream.
+        lanes: Streams that share the documents of a batch; None for the default stream.
     """
 
     def __init__(
