@@ -17,8 +17,9 @@ from quant.imatrix.file import ImportanceMatrix
 
 _OVERRIDE_INT, _OVERRIDE_STRING = 0, 3  # llama_model_kv_override_type
 _MAX_STRING = 127  # bytes of an override's string, from llama.h
-# Rows of one tensor that are in memory at once, in bytes. llama.cpp's own bound is 8 GiB; less costs no time.
-_BUFFER_BYTES = 512 << 20
+# Rows of one tensor that are in memory at once, in bytes; twice that while its buffers grow. llama.cpp's own bound is
+# 8 GiB; less costs no time.
+_BUFFER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import json
 import os
 import signal
-import threading
+import subprocess
+import sys
 
 import pytest
 
@@ -60,6 +61,14 @@ def updates_told(job):
 def weights(home, name):
     store = AdapterStore(home)
     return (store.directory(store.resolve(name)) / "adapters.safetensors").read_bytes()
+
+
+def told_until(stream, words):
+    """The lines up to the one with these words, or to the end."""
+    for line in stream:
+        yield line
+        if words in line:
+            return
 
 
 @pytest.mark.slow
@@ -120,15 +129,16 @@ def test_a_second_training_waits_for_the_first_and_says_so(rows, home, monkeypat
     second = make_job(home, rows, "second", steps=2)
     JobStore(home).start(second)
     wait_until(lambda: second.status().state == "waiting")
-    watcher = threading.Thread(target=main, args=(["jobs", "watch", second.id],))
-    watcher.start()
+    # A process, as from a second terminal: two commands at once in one process would share its logging.
+    command = [sys.executable, "-c", "from app.cli.main import main; raise SystemExit(main())", "jobs", "watch"]
+    watcher = subprocess.Popen([*command, second.id], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert f"Waiting for job {first.id}: tiny:hf on " in "".join(told_until(watcher.stderr, "Waiting"))
     assert second.status().detail == f"for job {first.id}: tiny:hf on {rows}"
     assert main(["jobs", "cancel", first.id]) == 0
     assert ended(first).state == "cancelled"
     assert ended(second).state == "done"
-    watcher.join()
+    out, _ = watcher.communicate(timeout=60)
+    assert watcher.returncode == 0
     states = [event.state for event in second.events()[0] if isinstance(event, State)]
     assert states == ["queued", "waiting", "running"]
-    out, err = capsys.readouterr()
-    assert f"Waiting for job {first.id}: tiny:hf on " in err
     assert "tiny+second" in out

@@ -14,7 +14,9 @@ from quant.convert import from_gguf, to_gguf
 from quant.fit.groups import group_of
 from quant.fit.plan import plan_fit
 from quant.fit.sensitivity import measure_sensitivity
+from quant.imatrix.texts import default_texts
 from quant.llama_quantize import quantize_gguf
+from quant.mlx_learned import Samples
 from quant.mlx_quantize import quantize_mlx
 from serve.engine.process import start_engine
 from serve.engine.types import Delta, EngineSpec, GenerateRequest, PromptLogprobs, SamplingParams
@@ -76,7 +78,10 @@ def fitted(sources: Sources, work: Path) -> Path:
 
 def for_mlx(name: str) -> Callable[[Sources, Path], Path]:
     def make(sources: Sources, work: Path) -> Path:
-        quantize_mlx(sources.directory, work / "m", name)
+        texts, _ = default_texts()
+        # Where it is fitted to text: little of it, that it may take seconds.
+        samples = Samples(tuple(text.text for text in texts), count=2, length=64)
+        quantize_mlx(sources.directory, work / "m", name, samples=samples)
         return work / "m"
 
     return make
@@ -106,6 +111,8 @@ KINDS: dict[str, Callable[[Sources, Path], Path]] = {
     "mlx-mixed": for_mlx("mlx-mixed"),
     "mxfp4": for_mlx("mxfp4"),
     "nvfp4": for_mlx("nvfp4"),
+    "mlx-awq": for_mlx("mlx-awq"),
+    "mlx-dwq": for_mlx("mlx-dwq"),
     "hf:bf16": unpacked("bf16"),
     "mlx:keep-4bit": unpacked("keep-4bit"),
     "gguf:f16": packed("f16"),

@@ -1,6 +1,7 @@
 """Quantizing: the bytes are llama-quantize's, and nothing half-made is ever left."""
 
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -119,6 +120,15 @@ def test_a_disk_that_fills_half_way_is_named_and_nothing_is_left(wide, tmp_path,
     with pytest.raises(DiskFullError, match="disk is full"):
         quantize_gguf(wide, tmp_path / "out.gguf", "q8_0", n_threads=1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to RLIMIT_DATA")
+def test_memory_does_not_grow_with_the_largest_tensor(tmp_path, monkeypatch):
+    # Each of its three largest matrices, unpacked and quantized whole, takes 170 MB; a thread's stack counts too.
+    large = write_tiny_gguf(tmp_path / "large.gguf", n_layer=1, n_embd=256, n_ff=1 << 17)
+    monkeypatch.setattr("quant.llama_quantize.WORKER", "tests.quant.small_memory_worker")
+    made = quantize_gguf(large, tmp_path / "out.gguf", "q8_0", n_threads=2)
+    assert max(tensor.n_bytes for tensor in made.plan.tensors) > 35_000_000
 
 
 def test_too_little_room_is_seen_before_the_work_begins(wide, tmp_path, monkeypatch):

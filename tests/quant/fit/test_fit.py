@@ -1,5 +1,6 @@
 """Measuring, planning and quantizing a tiny model: what is planned is what is made."""
 
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from localllm.errors import InvalidModelError, MemoryFitError, QuantizeError, Us
 from localllm.gguf_header import read_gguf_header
 from quant.child import never_cancelled, no_progress
 from quant.chunks import Text
+from quant.fit.errors import relative_errors
 from quant.fit.groups import group_of, place_of, role_of
 from quant.fit.plan import budget_for_tensors, parse_budget, plan_fit
 from quant.fit.sensitivity import Stored, measure_sensitivity, read_sensitivity
@@ -125,6 +127,19 @@ def test_it_is_kept_and_its_scales_serve_the_next_of_the_family(model, sensitivi
             progress=no_progress,
             check_cancelled=never_cancelled,
         )
+
+
+def test_errors_take_no_more_memory_for_a_larger_tensor(tmp_path):
+    # In F32 each of its three largest matrices takes 134 MB; two models are read, and their difference is squared.
+    large = write_tiny_gguf(tmp_path / "large.gguf", n_layer=1, n_embd=256, n_ff=1 << 17)
+    tracemalloc.start()
+    try:
+        errors = relative_errors(large, large, ["blk.0.ffn_down.weight"], None, check_cancelled=never_cancelled)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert errors == {"blk.0.ffn_down.weight": 0.0}
+    assert peak < 64 << 20
 
 
 def test_budgets(model):
