@@ -12,11 +12,6 @@ def role_of(name: str) -> str:
     return found[2] if found else name.removesuffix(".weight")
 
 
-def place_of(name: str) -> str:
-    """``layers`` for a tensor of any layer, the role for what is outside of them."""
-    return "layers" if _LAYER.match(name) else role_of(name)
-
-
 def group_of(name: str, n_layer: int) -> str:
     """``ffn_down:last`` for a tensor in the last third of the layers; the role alone for what is outside of them.
 

@@ -7,12 +7,12 @@ source is measured. KL is quadratic in a small disturbance of the logits, so it 
 to the group's summed error is the group's scale, and scale times error predicts the KL of any tensor at any type.
 (3) Where weights are quantized, llama.cpp on a CPU rounds their inputs to 8 bits too: with one scale for each 256 of
 them for types in blocks of 256, for each 32 otherwise, which an outlier spoils less. That is in no tensor's error, and
-it can be most of what good types lose. So all layers together, and each matrix outside of them, are also quantized to
+it can be most of what good types lose. So the tensors of each role, which have inputs of a kind, are also quantized to
 the largest type of either block; the KL beyond the predicted becomes an error that each of these tensors has at every
 type of that block.
 
-Measuring the KL of every tensor at every type instead would run the model some thousand times; this runs it once a
-group, some thirty times. All this depends on the architecture more than on the weights: what was
+Measuring the KL of every tensor at every type instead would run the model some thousand times; this runs it some forty
+times. All this depends on the architecture more than on the weights: what was
 measured of one model can be given for the next of its family, and then no model runs at all.
 """
 
@@ -29,7 +29,7 @@ from localllm.gguf_types import TENSOR_TYPES
 from quant.child import CheckCancelled, Progress
 from quant.chunks import Text
 from quant.fit.errors import relative_errors
-from quant.fit.groups import group_of, place_of
+from quant.fit.groups import group_of, role_of
 from quant.imatrix.file import ImportanceMatrix, read_imatrix
 from quant.llama_choices import source_parts
 from quant.llama_quantize import quantize_gguf
@@ -38,11 +38,11 @@ from quant.measure.run import MeasureOptions, make_reference, measure
 
 # What a tensor's rows cannot take becomes another type, which is then a candidate for it. The old forms in blocks of 32
 # are here for what they do to the inputs.
-CANDIDATES = ("q8_0", "q6_k", "q5_k_s", "q4_k_s", "iq4_xs", "iq3_s", "q3_k_s", "iq3_xxs", "q2_k", "q5_0", "q4_1")
+CANDIDATES = ("q8_0", "q6_k", "q5_k_s", "q4_k_s", "iq4_xs", "iq3_s", "q3_k_s", "iq3_xxs", "q2_k", "q5_1", "q5_0", "q4_1")
 _PROBE = "q3_k_s"  # far enough from the source to be measured on little text, near enough to be a small disturbance
 DEFAULT_OPTIONS = MeasureOptions(n_ctx=256, max_chunks=8)
 _FLOATS = ("F32", "F16", "BF16")
-_FORMAT = 2
+_FORMAT = 3
 _BLOCK_OF = {kind.name: str(kind.block) for kind in TENSOR_TYPES.values()}
 _BLOCKS = ("256", "32")
 
@@ -69,7 +69,7 @@ class Sensitivity:
         n_layer: Layers; the groups are thirds of them.
         tensors: By tensor and type.
         scales: KL divergence (nats a token) for each unit of error, by group.
-        rounding: Error that comes from rounding a tensor's inputs, by place and by the type's block (``256``, ``32``).
+        rounding: Error that comes from rounding a tensor's inputs, by role and by the type's block (``256``, ``32``).
     """
 
     architecture: str
@@ -80,7 +80,7 @@ class Sensitivity:
 
     def predicted_kl(self, name: str, kind: str) -> float:
         """The KL divergence that tensor ``name`` adds when its type is ``kind``."""
-        rounded = self.rounding.get(place_of(name), {}).get(_block_of(kind), 0.0)
+        rounded = self.rounding.get(role_of(name), {}).get(_block_of(kind), 0.0)
         return self.scales[group_of(name, self.n_layer)] * (self.tensors[name][kind].error + rounded)
 
     def save(self, path: Path) -> None:
@@ -258,19 +258,20 @@ def _measure_rounding(
     scale_of: Callable[[str], float],
     progress: Progress,
 ) -> dict[str, dict[str, float]]:
-    """By place and block: what is lost at the largest type of the block, beyond the error of its weights.
+    """By role and block: what is lost at the largest type of the block, beyond the error of its weights.
 
-    All layers are tried together: that is one measurement for each block, and of a loss well above the noise.
+    All layers of a role are tried together: their inputs are alike (those of ``ffn_down`` have outliers, those that
+    were just normalised have few), and one such measurement is well above the noise.
     """
     rounding: dict[str, dict[str, float]] = {}
-    tried = [(place, block, names) for place, names in _members(tensors, place_of).items() for block in _BLOCKS]
-    for n_done, (place, block, names) in enumerate(tried):
-        progress(f"rounded inputs of {place} in blocks of {block}", n_done, len(tried))
+    tried = [(role, block, names) for role, names in _members(tensors, role_of).items() for block in _BLOCKS]
+    for n_done, (role, block, names) in enumerate(tried):
+        progress(f"rounded inputs of {role} in blocks of {block}", n_done, len(tried))
         kinds = {name: kind for name in names if (kind := _largest(tensors[name], block))}
         scale = sum(map(scale_of, kinds))
         if scale:
             expected = sum(scale_of(name) * tensors[name][kind].error for name, kind in kinds.items())
-            rounding.setdefault(place, {})[block] = max(prober.divergence(kinds) - expected, 0.0) / scale
+            rounding.setdefault(role, {})[block] = max(prober.divergence(kinds) - expected, 0.0) / scale
     return rounding
 
 

@@ -1,6 +1,8 @@
 """Everything that is made of the real starter model loads in an engine and answers, one kind after the other."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -14,15 +16,14 @@ from quant.convert import from_gguf, to_gguf
 from quant.fit.groups import group_of
 from quant.fit.plan import plan_fit
 from quant.fit.sensitivity import measure_sensitivity
-from quant.imatrix.texts import default_texts
 from quant.llama_quantize import quantize_gguf
-from quant.mlx_learned import Samples
 from quant.mlx_quantize import quantize_mlx
 from serve.engine.process import start_engine
 from serve.engine.types import Delta, EngineSpec, GenerateRequest, PromptLogprobs, SamplingParams
 
 pytestmark = pytest.mark.model
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 QUESTION = (
     "The capital of Italy is Rome, and the capital of Spain is Madrid. Both are old cities with many museums, and both "
     "can be reached by train or by plane. What is the capital of France?"
@@ -78,10 +79,30 @@ def fitted(sources: Sources, work: Path) -> Path:
 
 def for_mlx(name: str) -> Callable[[Sources, Path], Path]:
     def make(sources: Sources, work: Path) -> Path:
-        texts, _ = default_texts()
-        # Where it is fitted to text: little of it, that it may take seconds.
-        samples = Samples(tuple(text.text for text in texts), count=2, length=64)
-        quantize_mlx(sources.directory, work / "m", name, samples=samples)
+        quantize_mlx(sources.directory, work / "m", name)
+        return work / "m"
+
+    return make
+
+
+# On little text, that it may take a minute; in a process whose MLX has a tuned BLAS, or it would take ten.
+_LEARN = """
+import sys
+from pathlib import Path
+from localllm.mlx_setup import prepare_process
+prepare_process(0, cpu=True)
+from quant.imatrix.texts import default_texts
+from quant.mlx_learned import Samples
+from quant.mlx_quantize import quantize_mlx
+samples = Samples(tuple(text.text for text in default_texts()[0]), count=2, length=32)
+quantize_mlx(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], samples=samples)
+"""
+
+
+def learnt(name: str) -> Callable[[Sources, Path], Path]:
+    def make(sources: Sources, work: Path) -> Path:
+        command = [sys.executable, "-c", _LEARN, str(sources.directory), str(work / "m"), name]
+        subprocess.run(command, cwd=REPOSITORY, check=True)
         return work / "m"
 
     return make
@@ -111,8 +132,8 @@ KINDS: dict[str, Callable[[Sources, Path], Path]] = {
     "mlx-mixed": for_mlx("mlx-mixed"),
     "mxfp4": for_mlx("mxfp4"),
     "nvfp4": for_mlx("nvfp4"),
-    "mlx-awq": for_mlx("mlx-awq"),
-    "mlx-dwq": for_mlx("mlx-dwq"),
+    "mlx-awq": learnt("mlx-awq"),
+    "mlx-dwq": learnt("mlx-dwq"),
     "hf:bf16": unpacked("bf16"),
     "mlx:keep-4bit": unpacked("keep-4bit"),
     "gguf:f16": packed("f16"),

@@ -10,7 +10,7 @@ from localllm.gguf_header import read_gguf_header
 from quant.child import never_cancelled, no_progress
 from quant.chunks import Text
 from quant.fit.errors import relative_errors
-from quant.fit.groups import group_of, place_of, role_of
+from quant.fit.groups import group_of, role_of
 from quant.fit.plan import budget_for_tensors, parse_budget, plan_fit
 from quant.fit.sensitivity import Stored, measure_sensitivity, read_sensitivity
 from quant.llama_quantize import quantize_gguf
@@ -54,7 +54,7 @@ def test_fewer_bits_cost_more(sensitivity):
 
 
 def test_rounded_inputs_cost_too(sensitivity):
-    assert set(sensitivity.rounding) == {place_of(name) for name in sensitivity.tensors}
+    assert set(sensitivity.rounding) == {role_of(name) for name in sensitivity.tensors}
     assert all(set(blocks) == {"256", "32"} for blocks in sensitivity.rounding.values())
     # The model's inputs have no outliers, and yet one scale for 256 of them is coarser than one for 32.
     lost = [sum(blocks[block] for blocks in sensitivity.rounding.values()) for block in ("32", "256")]
@@ -62,7 +62,7 @@ def test_rounded_inputs_cost_too(sensitivity):
     exact = replace(sensitivity, rounding={})
     name = "blk.0.ffn_down.weight"
     for kind, block in (("Q4_K", "256"), ("Q8_0", "32")):
-        beside = sensitivity.scales[group_of(name, 2)] * sensitivity.rounding["layers"][block]
+        beside = sensitivity.scales[group_of(name, 2)] * sensitivity.rounding["ffn_down"][block]
         assert sensitivity.predicted_kl(name, kind) == pytest.approx(exact.predicted_kl(name, kind) + beside)
 
 
@@ -72,7 +72,7 @@ def test_two_types_of_one_size_are_told_apart_by_what_they_do_to_inputs(model, s
     header = read_gguf_header(model)
     alike = replace(sensitivity, tensors={name: stored}, rounding={})
     assert plan_fit(header, alike, 10**9).types == {name: "Q4_K"}
-    rounded = replace(alike, rounding={"layers": {"256": 1e-3, "32": 2e-4}})
+    rounded = replace(alike, rounding={"ffn_down": {"256": 1e-3, "32": 2e-4}})
     assert plan_fit(header, rounded, 10**9).types == {name: "Q4_1"}
 
 
@@ -158,11 +158,6 @@ def test_budgets(model):
 def test_groups():
     assert role_of("blk.11.ffn_down.weight") == "ffn_down"
     assert role_of("token_embd.weight") == "token_embd"
-    assert [place_of(f"{name}.weight") for name in ("token_embd", "output", "blk.0.attn_q")] == [
-        "token_embd",
-        "output",
-        "layers",
-    ]
     assert [group_of(f"blk.{n}.attn_q.weight", 30) for n in (0, 9, 10, 29)] == [
         "attn_q:first",
         "attn_q:first",
