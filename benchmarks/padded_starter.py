@@ -12,8 +12,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
+
+from benchmarks.rewrite import Array, rewrite
 
 WIDTH, PADDED = 576, 768
 HEAD = 64
@@ -26,7 +27,6 @@ _CHANGED = {
 }
 _EPSILON = "llama.attention.layer_norm_rms_epsilon"
 _KV_ROWS, _PADDED_KV_ROWS = 3 * HEAD, 4 * HEAD
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def padded(name: str, weights: Array) -> Array:
@@ -41,26 +41,11 @@ def padded(name: str, weights: Array) -> Array:
 
 def pad_starter(source: Path, target: Path, tensor_type: str = "f16") -> None:
     """Write the padded model; matrices in ``tensor_type``, the rest in F32."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, "llama")
-    for key, entry in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
-            continue
-        value = _CHANGED.get(key, entry.contents())
-        if key == _EPSILON:
-            value *= _SHARE
-        elif key == "general.file_type":
-            value = {"f32": 0, "f16": 1}[tensor_type]
-        kind = entry.types[0]
-        writer.add_key_value(key, value, kind, entry.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
-    for tensor in reader.tensors:
-        weights = padded(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
-        narrow = weights.ndim > 1 and tensor_type == "f16"
-        writer.add_tensor(tensor.name, weights.astype(np.float16) if narrow else weights)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+
+    def metadata(key: str, value: Any) -> Any:
+        return value * _SHARE if key == _EPSILON else _CHANGED.get(key, value)
+
+    rewrite(source, target, padded, metadata=metadata, tensor_type=tensor_type)
 
 
 def main() -> None:
