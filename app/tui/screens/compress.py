@@ -219,7 +219,7 @@ class CompressScreen(DeedsScreen):
 
     def _offer_plan(self, row: JobRow) -> None:
         title = f"Make {one_line(str(row.job.spec.arguments.get('name', '')), 50)} by this plan?"
-        if not self.is_current:
+        if not self.is_active:
             self.say(f"The plan for {one_line(row.job.spec.title, 60)} is made: b shows it.")
             return
 

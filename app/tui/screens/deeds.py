@@ -25,12 +25,12 @@ class DeedsScreen(Screen[str | None]):
 
     def ask(self, dialog: ModalScreen[Answer], answered: Callable[[Answer | None], None]) -> None:
         """Open a dialog when a thread has read what it shows; the person may have left meanwhile."""
-        if self.is_current:
+        if self.is_active:
             self.app.push_screen(dialog, answered)
 
     def answer(self, name: str) -> None:
         """Close the screen with an answer that a thread has found."""
-        if self.is_current:
+        if self.is_active:
             self.dismiss(name)
 
     def failed(self, text: str) -> None:

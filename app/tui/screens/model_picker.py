@@ -213,7 +213,7 @@ class ModelPicker(ModalScreen[str | None]):
             self._pulling(False)
 
     def _pulled(self, name: str) -> None:
-        if self.is_current:
+        if self.is_active:
             self.dismiss(name)
         else:
             self.app.notify(f"{name} is here. Pick it with Ctrl+O.", markup=False)

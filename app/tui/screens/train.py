@@ -250,7 +250,7 @@ class TrainScreen(ChoicesScreen):
 
     def show_training(self, job: Job) -> None:
         """Show a training, unless the person has left meanwhile."""
-        if self.is_current:
+        if self.is_active:
             self.app.push_screen(TrainRunScreen(self.session, job, self._clock), self._watched)
 
     def _watched(self, name: str | None) -> None:

@@ -132,7 +132,7 @@ class PathsDialog(ModalScreen[tuple[str, ...] | None]):
         self.app.call_from_thread(self._completed, line, *complete(line))
 
     def _completed(self, line: str, longer: str, names: Sequence[str]) -> None:
-        field = self.query_one(Input) if self.is_current else None
+        field = self.query_one(Input) if self.is_active else None
         if field is None or field.value != line:
             return  # more was written meanwhile
         if longer != line:
@@ -142,12 +142,12 @@ class PathsDialog(ModalScreen[tuple[str, ...] | None]):
         self.query_one("#dialog-names", Static).update(listed)
 
     def _say(self, line: str, text: str, *, wrong: bool = False) -> None:
-        if self.is_current and self.query_one(Input).value == line:
+        if self.is_active and self.query_one(Input).value == line:
             about = Content.styled(harmless(one_line(text, 300)), "$error" if wrong else MUTED)
             self.query_one("#dialog-about", Static).update(about)
 
     def _take(self, paths: tuple[str, ...]) -> None:
-        if self.is_current:
+        if self.is_active:
             self.dismiss(paths)
 
 
