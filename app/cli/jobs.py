@@ -10,7 +10,7 @@ from typing import Any
 
 from app.cli.follow_job import follow, show_result
 from app.cli.output import human_seconds, print_table
-from localllm.errors import JobError
+from localllm.errors import JobError, UsageError
 from localllm.jobs.job import Job
 from localllm.jobs.record import JobStatus
 from localllm.jobs.store import JobStore
@@ -174,6 +174,8 @@ def _show(job: Job, *, as_json: bool) -> int:
 
 
 def _log(job: Job, n_lines: int) -> int:
+    if n_lines < 0:
+        raise UsageError(f"There are no {n_lines} lines.", "-n takes how many, or 0 for all.")
     if not job.log_path.exists():
         return 0
     with job.log_path.open(encoding="utf-8", errors="replace") as handle:
@@ -183,7 +185,8 @@ def _log(job: Job, n_lines: int) -> int:
 
 
 def _cancel(store: JobStore, texts: list[str], *, now: bool) -> int:
-    for job in [store.get(text) for text in texts]:
+    # Named twice, it is still asked only once: asked again it would be killed.
+    for job in {job.id: job for job in map(store.get, texts)}.values():
         again = job.cancel_path.exists()
         store.cancel(job, now=now)
         print(f"{job.id}  {'killed' if now or again else 'asked to save and end; a second cancel kills it'}")
@@ -200,12 +203,12 @@ def _resume(store: JobStore, job: Job, *, detach: bool) -> int:
 
 
 def _remove(store: JobStore, texts: list[str], *, ended: bool) -> int:
-    found = [store.get(text) for text in texts]
+    found = [store.find(text) for text in texts]
     if ended:
-        found += [job for job in store.list() if _status(job).has_ended]
+        found += [job.directory for job in store.list() if _status(job).has_ended]
     elif not found:
         raise JobError("No job was named.", "Give an id, or --ended for all that have ended.")
-    for job in dict.fromkeys(found):
-        store.remove(job)
-        print(f"{job.id}  removed")
+    for directory in dict.fromkeys(found):
+        store.remove_directory(directory)
+        print(f"{directory.name}  removed")
     return 0

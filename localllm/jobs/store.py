@@ -16,14 +16,15 @@ from localllm.errors import JobError
 from localllm.files import disk_full_as_error
 from localllm.jobs.event_log import EventWriter
 from localllm.jobs.events import Record, State
-from localllm.jobs.job import EVENTS, Job
-from localllm.jobs.locks import HeldLock, take
+from localllm.jobs.job import EVENTS, LOCK, Job
+from localllm.jobs.locks import HeldLock, is_held, take
 from localllm.jobs.record import JobSpec, JobStatus, read_status, write_spec, write_status
 from localllm.paths import DIR_MODE, FILE_MODE, Home
 
 WORKER = "localllm.jobs.worker"
 _LETTERS = "abcdefghjkmnpqrstvwxyz"  # none that look like others
 _LOOK_SECONDS = 2.0  # somebody who looks whether a job lives holds its lock for microseconds
+_LEAVE_SECONDS = 10.0  # a process that has said how it ended is gone in a moment
 
 
 class JobStore:
@@ -68,7 +69,7 @@ class JobStore:
         Raises:
             JobError: It runs already, or it has ended.
         """
-        with_lock = self._take(job)
+        with_lock = self._take(job.directory)
         try:
             if read_status(job.directory).state != "new":
                 raise JobError(f"Job {job.id} was started before.", f"`localllm jobs resume {job.id}` starts it again.")
@@ -87,7 +88,7 @@ class JobStore:
         status = job.status()
         if status.state in ("done", "new") or not status.has_ended:
             raise JobError(f"Job {job.id} cannot be resumed: it is {status.state}.")
-        with_lock = self._take(job)
+        with_lock = self._take(job.directory)
         try:
             self._launch(job, with_lock, resuming=True)
         finally:
@@ -107,6 +108,14 @@ class JobStore:
         """A job by its id, by the beginning of one, or by the letters at its end.
 
         Raises:
+            JobError: There is none, there are several, or it is damaged.
+        """
+        return Job(self.find(text))
+
+    def find(self, text: str) -> Path:
+        """As :meth:`get`, but the directory, of a damaged job too.
+
+        Raises:
             JobError: There is none, or there are several.
         """
         wanted = text.strip().lower()
@@ -118,7 +127,7 @@ class JobStore:
             raise JobError(f"There is no job {text.strip()!r}.", "`localllm jobs` lists them.")
         if len(matching) > 1:
             raise JobError(f"{text.strip()!r} means {len(matching)} jobs: {', '.join(matching[-3:])}.", "Name one.")
-        return Job(self._home.jobs / matching[0])
+        return self._home.jobs / matching[0]
 
     def cancel(self, job: Job, *, now: bool = False) -> None:
         """Ask a job to save what it has and end; asked a second time, or ``now``, its processes are killed.
@@ -147,18 +156,27 @@ class JobStore:
         Raises:
             JobError: It runs.
         """
-        with_lock = self._take(job)
+        self.remove_directory(job.directory)
+
+    def remove_directory(self, directory: Path) -> None:
+        """As :meth:`remove`, for a job whose directory :meth:`find` has found; it may be damaged."""
+        with_lock = self._take(directory)
         try:
-            bin_directory = job.directory.with_name(f".removed-{job.id}")
-            job.directory.rename(bin_directory)
+            bin_directory = directory.with_name(f".removed-{directory.name}")
+            directory.rename(bin_directory)
             shutil.rmtree(bin_directory)
         finally:
             with_lock.close()
 
-    def _take(self, job: Job) -> HeldLock:
-        held = take(job.lock_path, _LOOK_SECONDS) if job.directory.is_dir() and not job.alive else None
+    def _take(self, directory: Path) -> HeldLock:
+        lock, name = directory / LOCK, directory.name
+        held = None
+        if directory.is_dir() and not is_held(lock):
+            held = take(lock, _LOOK_SECONDS)
+        elif _says_that_it_ended(directory):
+            held = take(lock, _LEAVE_SECONDS)
         if held is None:
-            raise JobError(f"Job {job.id} runs, or is gone.", f"Cancel it with `localllm jobs cancel {job.id}`.")
+            raise JobError(f"Job {name} runs, or is gone.", f"Cancel it with `localllm jobs cancel {name}`.")
         return held
 
     def _launch(self, job: Job, lock: HeldLock, *, resuming: bool) -> None:
@@ -193,6 +211,13 @@ class JobStore:
 
 # JobStore.list hides the type's name inside the class.
 Paths = list[Path]
+
+
+def _says_that_it_ended(directory: Path) -> bool:
+    try:
+        return read_status(directory).has_ended
+    except JobError:
+        return False
 
 
 def _new_id(created: float) -> str:

@@ -75,6 +75,10 @@ def test_the_log_is_printable_and_can_be_cut(start, capsys):
     assert capsys.readouterr().out == "one\ntwo ␛[2J\nthree\n"
     assert main(["jobs", "log", job.id, "-n", "1"]) == 0
     assert capsys.readouterr().out == "three\n"
+    assert main(["jobs", "log", job.id, "-n", "0"]) == 0
+    assert capsys.readouterr().out.count("\n") == 3
+    assert main(["jobs", "log", job.id, "-n", "-1"]) == 2
+    assert "no -1 lines" in capsys.readouterr().err
 
 
 def test_a_damaged_status_does_not_hide_the_others(start, capsys):
@@ -85,6 +89,41 @@ def test_a_damaged_status_does_not_hide_the_others(start, capsys):
     assert main(["jobs"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert main(["jobs", "rm", "--ended"]) == 0
+
+
+def test_a_job_whose_spec_is_damaged_can_be_removed_as_the_hint_says(start, home, capsys):
+    job = start("fail")
+    ended(job)
+    (job.directory / "spec.json").write_text("{")
+    assert main(["jobs", "show", job.id]) == 1
+    assert f"localllm jobs rm {job.id}" in capsys.readouterr().err
+    assert main(["jobs", "rm", job.id]) == 0
+    assert not list(home.jobs.iterdir())
+
+
+def test_a_job_that_runs_is_not_removed_though_its_spec_is_damaged(start, home, capsys):
+    job = running(start("until_cancelled"))
+    (job.directory / "spec.json").write_text("{")
+    assert main(["jobs", "rm", job.id]) == 1
+    assert "runs" in capsys.readouterr().err
+    (home.root / "finish").touch()
+    assert ended(job).state == "done"
+
+
+def test_a_job_named_twice_is_removed_once(start, home, capsys):
+    first, second = start("fail"), start("fail")
+    ended(first)
+    ended(second)
+    assert main(["jobs", "rm", first.id, first.id[-3:], "--ended"]) == 0
+    assert sorted(capsys.readouterr().out.split()[::2]) == sorted([first.id, second.id])
+    assert not list(home.jobs.iterdir())
+
+
+def test_a_job_named_twice_is_asked_once_to_end(start, capsys):
+    job = running(start("until_cancelled"))
+    assert main(["jobs", "cancel", job.id, job.id]) == 0
+    assert "killed" not in capsys.readouterr().out
+    assert ended(job).state == "cancelled"
 
 
 def test_watch_takes_the_newest_that_runs(start, home, capsys):

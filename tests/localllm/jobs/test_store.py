@@ -1,9 +1,11 @@
 import json
+import threading
 
 import pytest
 
 from localllm.errors import DiskFullError, JobError
 from localllm.jobs import store as store_module
+from localllm.jobs.locks import take
 from localllm.jobs.record import JobSpec, JobStatus, write_status
 from localllm.jobs.store import JobStore
 
@@ -96,6 +98,18 @@ def test_an_ended_job_can_be_removed_and_not_cancelled(jobs, home):
     assert not list(home.jobs.iterdir())
     with pytest.raises(JobError, match="gone"):
         jobs.remove(job)
+
+
+def test_a_job_that_has_just_ended_can_be_removed_though_its_process_still_leaves(jobs, home):
+    job = jobs.create(SPEC)
+    held = take(job.lock_path)
+    write_status(job.directory, JobStatus("running"))
+    with pytest.raises(JobError, match="runs"):
+        jobs.remove(job)
+    write_status(job.directory, JobStatus("done"))
+    threading.Timer(0.2, held.close).start()
+    jobs.remove(job)
+    assert not list(home.jobs.iterdir())
 
 
 def test_a_process_that_is_gone_is_seen(jobs):
