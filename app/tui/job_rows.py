@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from app.tui.markdown import harmless
 from localllm.errors import JobError
-from localllm.jobs.events import Evaluation, Message, Progress, Record, Sample, Step
+from localllm.jobs.events import Evaluation, Message, Progress, Record, Sample, State, Step
 from localllm.jobs.job import Job, Latest
 from localllm.jobs.record import JobSpec, JobStatus
 from localllm.jobs.store import JobStore
@@ -136,6 +136,8 @@ def _seconds_left(row: JobRow, records: list[Record]) -> float | None:
     key: tuple[str, str] | None = None
     for record in records:
         found = _point(record)
+        if record.event == State("queued"):  # begun again: the pause before it says nothing of the speed
+            key, points = None, []
         if found is not None:
             if found[0] != key:
                 key, points = found[0], []

@@ -106,15 +106,20 @@ class JobsScreen(Screen[Job | None]):
         self.refresh_bindings()
 
     def _show_detail(self, detail: JobDetail | None) -> None:
-        self.query_one("#job-head", Static).update(_NONE if detail is None else _head(detail))
+        self.query_one("#job-head", Static).update(_NONE if detail is None else _head(detail, self._room))
         lines = detail.lines if detail is not None else ()
         self.query_one("#job-lines", Static).update(Content("\n".join(lines)))
+
+    @property
+    def _room(self) -> int:
+        """Cells of a title in the list."""
+        return max(16, self.size.width - 46)
 
     def _describe(self, row: JobRow) -> Content:
         sign, style = SIGNS[row.status.state]
         share = f"{row.latest.share:4.0%}" if row.latest.share is not None and row.status.state == "running" else "    "
         took = human_seconds(row.seconds) if row.seconds is not None else ""
-        room = max(16, self.size.width - 46)
+        room = self._room
         return Content.assemble(
             (sign, style),
             f" {one_line(row.job.spec.kind, 9):<9} {one_line(row.job.spec.title, room):<{room}} ",
@@ -189,9 +194,12 @@ class JobsScreen(Screen[Job | None]):
         self.app.call_from_thread(self._look)
 
 
-def _head(detail: JobDetail) -> Content:
+def _head(detail: JobDetail, room: int) -> Content:
     row = detail.row
     facts = [f"{row.job.id} · {row.status.state} {one_line(row.status.detail, 60)}".rstrip()]
+    title = one_line(row.job.spec.title)
+    if len(title) > room:  # the list cuts it
+        facts.append(one_line(title, 200))
     share, step, progress = row.latest.share, row.latest.step, row.latest.progress
     if row.status.state == "running" and share is not None:
         filled = int(_BAR_CELLS * share)

@@ -131,14 +131,17 @@ class _Scale:
         return (value - low) / (high - low)
 
     def ticks(self, wanted: int) -> list[tuple[float, str]]:
-        """At most about ``wanted`` round values within, and their texts."""
+        """About ``wanted`` round values within, two at least: one number would say nothing of the scale."""
         values = _round_powers(self.low, self.high, wanted) if self.log else []
-        if len(values) < 2:  # also a logarithmic axis that spans less than a few round numbers
-            step = _round_step((self.high - self.low) / wanted)
+        if len(values) >= 2:
+            return [(value, _number(value, value)) for value in values]
+        for closer in (1, 2, 4):  # also for a logarithmic axis that spans less than a few round numbers
+            step = _round_step((self.high - self.low) / (wanted * closer))
             first = math.ceil(self.low / step - 1e-9)
             values = [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
-            return [(value, _number(value, step)) for value in values]
-        return [(value, _number(value, value)) for value in values]
+            if len(values) >= 2:
+                break
+        return [(value, _number(value, step)) for value in values]
 
 
 def _scale(values: Sequence[float], axis: Axis) -> _Scale:

@@ -1,3 +1,5 @@
+from contextlib import closing
+
 import pytest
 
 from app.tui.screens.chat import ChatScreen
@@ -82,6 +84,39 @@ async def test_what_cannot_be_done_is_told(app, told, jobs, settle):
         jobs.remove(job)
         app.screen.action_remove()
         await wait_for(pilot, lambda: f"{job.id} runs, or is gone" in notices(app))
+
+
+async def test_time_left_of_one_that_goes_on_after_a_pause(app, told, settle):
+    job = told(
+        "finetune",
+        "rows",
+        JobStatus("running", started=NOON),
+        Step(1, 12, {"loss": 2.0}),
+        *[Message("info", "a pause")] * 50,
+        State("queued"),
+        Step(2, 12, {"loss": 1.9}),
+        Step(3, 12, {"loss": 1.8}),
+        resumable=True,
+    )
+    with closing(take(job.lock_path)):  # this process plays the job's
+        async with app.run_test() as pilot:
+            await opened(pilot, settle, 1)
+            await wait_for(pilot, lambda: "step 3 of 12" in str(app.screen.query_one("#job-head").render()))
+            assert "1:30 left" in str(app.screen.query_one("#job-head").render())
+
+
+async def test_a_title_that_is_cut_in_the_list_is_whole_below_it(app, told, settle):
+    title = "smollm2-135m:q4_1 on /home/a person/chats of the last years/replies.jsonl"
+    told("finetune", title, JobStatus("failed", started=NOON, ended=NOON + 5))
+    told("pull", "short", JobStatus("done", started=NOON, ended=NOON + 5))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, settle, 2)
+        head = app.screen.query_one("#job-head")
+        await wait_for(pilot, lambda: "· done" in str(head.render()))
+        assert "short" not in str(head.render())
+        await pilot.press("j")
+        await wait_for(pilot, lambda: "· failed" in str(head.render()))
+        assert title in str(head.render())
 
 
 @pytest.fixture

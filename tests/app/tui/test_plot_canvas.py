@@ -30,6 +30,12 @@ def test_a_falling_line_has_numbered_axes():
     assert lines[-2].startswith(" └┬")
 
 
+@pytest.mark.parametrize(("low", "high"), [(3.1, 4.93), (4.005, 4.931), (0.55, 1.95), (101.0, 199.0)])
+def test_an_axis_has_two_numbers_where_it_is_low(low, high):
+    lines = drawn(Series([(0, high), (10, low)]), height=10, width=70)
+    assert sum("┤" in line for line in lines) >= 2
+
+
 def test_series_are_told_apart_by_marks_and_styles():
     line, dots = Series([(0, 0), (10, 10)], style="red"), Series([(5, 2)], mark="o", joined=False, style="blue")
     runs = [run for row in plot([line, dots], 40, 10) for run in row]
