@@ -82,9 +82,7 @@ def find_files(given: Sequence[str], fetched: Mapping[str, FetchedRows] | None =
             files.append(DataFile(path, "train"))
         elif is_directory(path):
             try:
-                inside = sorted(
-                    entry for entry in path.iterdir() if entry.suffix.lower() in _READERS and is_file(entry)
-                )
+                inside = sorted(entry for entry in path.iterdir() if _is_data(entry))
             except OSError as error:
                 raise DataError(f"The directory {path} cannot be read: {error.strerror}.") from error
             for entry in inside:
@@ -105,6 +103,11 @@ def find_files(given: Sequence[str], fetched: Mapping[str, FetchedRows] | None =
     if not any(file.part == "train" for file in files):
         raise DataError("There is no file to train on, only held-out ones.", "Name one train.jsonl, for example.")
     return files, notes
+
+
+def _is_data(entry: Path) -> bool:
+    # Hidden: macOS puts a ._train.jsonl of its own beside a train.jsonl on drives of other kinds.
+    return entry.suffix.lower() in _READERS and not entry.name.startswith(".") and is_file(entry)
 
 
 def read_rows(file: DataFile) -> Iterator[Read]:
@@ -134,10 +137,21 @@ def read_rows(file: DataFile) -> Iterator[Read]:
             yield RawRow(row.fields, row.source, file.part) if isinstance(row, RawRow) else row
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path.name} is not UTF-8 text: byte {error.start} is wrong.", "Save it as UTF-8, or name it rightly."
+            f"{path.name} is not UTF-8 text: {_wrong_byte(path)} is wrong.", "Save it as UTF-8, or name it rightly."
         ) from error
     if not n_rows:
         raise DataError(f"{path.name} holds no rows.")
+
+
+def _wrong_byte(path: Path) -> str:
+    """The place of the first byte that is no UTF-8; whoever reads a block at a time knows its place in there only."""
+    data = path.read_bytes()
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return f"byte {error.start} (line {line})"
+    return "a byte"  # no more: somebody has written the file anew
 
 
 def _wrong_kind(head: bytes, *, wants_parquet: bool) -> str:
@@ -167,18 +181,24 @@ def _json(path: Path) -> Iterator[Read]:
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] == "{":
         raise DataError(
-            f"{path.name} holds one object where a list of rows is wanted.",
-            "Put the rows into [ ], or one a line into a .jsonl file.",
+            f"{path.name} holds an object where a list of rows is wanted.",
+            "Put the rows into [ ]; where there is one a line, let the file's name end in .jsonl.",
         )
+    if text[start : start + 1] != "[":
+        raise DataError(f"{path.name} is no JSON list of rows.", "Put the rows into [ ].")
     decoder = json.JSONDecoder()
     place, line, counted = start + 1, 1, 0
     while place < len(text):
         while place < len(text) and text[place] in " \t\r\n,":
             place += 1
-        if text[place : place + 1] in ("]", ""):
-            return
         line += text.count("\n", counted, place)
         counted = place
+        if text[place : place + 1] == "]":
+            if text[place + 1 :].strip():
+                yield BadRow(f"{path.name}:{line}", "the list ends here, and more follows")
+            return
+        if place == len(text):
+            break
         try:
             fields, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
@@ -186,18 +206,34 @@ def _json(path: Path) -> Iterator[Read]:
             return
         source = f"{path.name}:{line}"
         yield RawRow(fields, source) if isinstance(fields, dict) else BadRow(source, "it is no JSON object")
+    yield BadRow(f"{path.name}:{line}", "the list breaks off: its ] is missing")
 
 
 def _csv(path: Path) -> Iterator[Read]:
     csv.field_size_limit(1 << 30)
     text = path.read_text(encoding="utf-8-sig").replace("\0", "")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    for fields in reader:
-        source = f"{path.name}:{reader.line_num}"
-        if None in fields or None in fields.values():
-            yield BadRow(source, f"it has not the {len(reader.fieldnames or ())} columns of the first line")
-        else:
-            yield RawRow({str(name): value for name, value in fields.items()}, source)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # Strict: else a quotation mark that is never closed makes one field of all that follows.
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    while True:
+        first = lines.line_num + 1
+        try:
+            values = next(lines, None)
+        except csv.Error as error:
+            if not names:
+                raise DataError(f"{path.name} has no first line of names: its quotation marks are wrong.") from error
+            yield BadRow(f"{path.name}:{first}", f"its quotation marks are wrong: {error}")
+            continue
+        source = f"{path.name}:{lines.line_num}"
+        if values is None:
+            return
+        if not names:
+            names = values
+        elif values and len(values) != len(names):
+            yield BadRow(source, f"it has not the {len(names)} columns of the first line")
+        elif values:
+            yield RawRow(dict(zip(names, values, strict=True)), source)
 
 
 def _parquet(path: Path) -> Iterator[Read]:

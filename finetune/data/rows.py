@@ -67,7 +67,14 @@ def read_row(fields: Mapping[str, Any]) -> Row:
         RowError: It has no known shape, or something in it is wrong.
     """
     shape, content = _understand({name: value for name, value in fields.items() if value is not None})
-    return Row(shape, content, json.dumps(_plain(content), sort_keys=True, ensure_ascii=False))
+    # A turn of a Parquet file may hold a date, say, which no template asks for.
+    key = json.dumps(_plain(content), sort_keys=True, ensure_ascii=False, default=str)
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(key[error.start]):04x}"
+        raise RowError(f"it holds half of a character ({half}), which no text can have") from None
+    return Row(shape, content, key)
 
 
 def _understand(fields: Mapping[str, Any]) -> tuple[Shape, Chat | Completion | Text]:
@@ -173,7 +180,7 @@ def _sharegpt(fields: Mapping[str, Any]) -> Chat:
     if not isinstance(turns, list) or not turns:
         raise RowError("conversations is no list of turns")
     messages: list[Message] = []
-    if fields.get("system"):
+    if _says(fields.get("system")):
         messages.append({"role": "system", "content": _string(fields["system"], "system")})
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
@@ -202,7 +209,7 @@ def _call(said: str, number: int) -> Message:
 
 def _alpaca(fields: Mapping[str, Any]) -> Chat:
     messages: list[Message] = []
-    if fields.get("system"):
+    if _says(fields.get("system")):
         messages.append({"role": "system", "content": _string(fields["system"], "system")})
     history = fields.get("history") or []
     if not isinstance(history, list):
@@ -212,8 +219,8 @@ def _alpaca(fields: Mapping[str, Any]) -> Chat:
             raise RowError("history holds something that is no pair")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     question = _string(fields["instruction"], "instruction")
-    more = fields.get("input") or ""
-    question = f"{question}\n\n{_string(more, 'input')}" if more else question
+    if _says(more := fields.get("input")):
+        question = f"{question}\n\n{_string(more, 'input')}"
     messages += [{"role": "user", "content": question}, {"role": "assistant", "content": fields["output"]}]
     return Chat(_messages(messages))
 
@@ -224,6 +231,11 @@ def _pair(prompt: Any, completion: Any, prompt_name: str, completion_name: str) 
         return Chat(_messages([*prompt, *answer]))
     asked, answered = _string(prompt, prompt_name), _string(completion, completion_name)
     return Completion(asked, answered)
+
+
+def _says(value: Any) -> bool:
+    """Whether a field that may be left out is there: CSV files have it empty, or with a space."""
+    return bool(value.strip() if isinstance(value, str) else value)
 
 
 def _string(value: Any, name: str) -> str:

@@ -50,6 +50,40 @@ def test_a_json_list_that_breaks_off_keeps_what_came_before(tmp_path):
     assert "breaks off" in bad.reason
 
 
+@pytest.mark.parametrize(
+    ("text", "reason", "line"),
+    [
+        ('[{"text": "a"},\n{"text": "b"},\n', "its ] is missing", 3),
+        ('[{"text": "a"},\n{"text": "b"}]\n[{"text": "c"}]', "more follows", 2),
+    ],
+)
+def test_no_row_of_a_json_file_is_lost_without_a_word(tmp_path, text, reason, line):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    *good, bad = rows(path)
+    assert [row.fields["text"] for row in good] == ["a", "b"]
+    assert reason in bad.reason
+    assert bad.source == f"rows.json:{line}"
+
+
+def test_a_wrong_byte_is_found_where_it_is_in_the_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    line = json.dumps({"text": "x" * 88}).encode() + b"\n"
+    path.write_bytes(line * 300 + b'{"text": "caf\xe9"}\n')
+    with pytest.raises(DataError, match=rf"byte {300 * len(line) + 13} \(line 301\) is wrong"):
+        rows(path)
+
+
+def test_a_quotation_mark_that_is_never_closed_is_a_bad_row_and_not_the_rest_of_the_file(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('prompt,completion\na,"b ""c"""\nd,"e" f\n\ng,"h\ni,j\nk,l\n')
+    good, wrong, unclosed = rows(path)
+    assert good.fields == {"prompt": "a", "completion": 'b "c"'}
+    assert (type(wrong), wrong.source) == (BadRow, "rows.csv:3")
+    assert (type(unclosed), unclosed.source) == (BadRow, "rows.csv:5")
+    assert "quotation marks" in unclosed.reason
+
+
 def test_csv(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('prompt,completion\n"two\nlines",b\nx\n')
@@ -66,7 +100,9 @@ def test_csv(tmp_path):
         ("a.jsonl", b"GGUF\x03\x00", "a GGUF model"),
         ("a.jsonl", b"%PDF-1.7", "a PDF"),
         ("a.json", b"PK\x03\x04xx", "a ZIP"),
-        ("a.json", b'{"a": 1}', "one object"),
+        ("a.json", b'{"a": 1}\n{"a": 2}', "an object where a list"),
+        ("a.json", b'"[1, 2]"', "no JSON list"),
+        ("a.csv", b'"text\nhello\n', "no first line of names"),
         ("a.jsonl", b'{"text": "\xff\xfe"}', "not UTF-8"),
         ("a.docx", b"hello", "of no known kind"),
         ("a.jsonl", b"\x89PNG\r\n\x1a\n", "a PNG picture"),
@@ -98,6 +134,13 @@ def test_a_directory_tells_its_sides_apart(tmp_path):
     files, notes = find_files([str(tmp_path)])
     assert [(file.path.name, file.part) for file in files] == [("train.jsonl", "train"), ("valid.jsonl", "valid")]
     assert notes == ["test.jsonl is left out: it is for a test afterwards."]
+
+
+def test_what_a_mac_hides_beside_a_file_is_no_data(tmp_path):
+    (tmp_path / "train.jsonl").write_text("{}")
+    (tmp_path / "._train.jsonl").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    files, _ = find_files([str(tmp_path)])
+    assert [file.path.name for file in files] == ["train.jsonl"]
 
 
 def test_what_is_not_there_is_said(tmp_path):

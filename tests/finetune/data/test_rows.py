@@ -1,6 +1,7 @@
 """Rows of every shape are understood, and what is wrong with a row is said."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
@@ -52,6 +53,23 @@ def test_alpaca_with_input_system_and_history():
         ("system", "Be brief."), ("user", "a"), ("assistant", "b"),
         ("user", "Translate\n\nHaus"), ("assistant", "house"),
     ]  # fmt: skip
+
+
+def test_a_field_of_white_space_alone_says_nothing():
+    fields = {"instruction": "Greet", "input": " ", "system": "\n", "output": "Hello."}
+    assert turns(fields) == [("user", "Greet"), ("assistant", "Hello.")]
+    fields = {"system": " ", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
+    assert turns(fields) == [("user", "Hi"), ("assistant", "Hello.")]
+
+
+def test_half_a_character_is_named():
+    with pytest.raises(RowError, match=r"half of a character \(\\ud83d\)"):
+        read_row(json.loads('{"text": "cut off \\ud83d"}'))
+
+
+def test_a_turn_may_hold_more_than_json_can():
+    said_at = datetime(2026, 1, 2, tzinfo=UTC)
+    assert turns({"messages": [USER | {"at": said_at}, ANSWER]}) == [("user", "Hi"), ("assistant", "Hello.")]
 
 
 def test_sharegpt_with_a_function_call():
