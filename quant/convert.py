@@ -10,7 +10,7 @@ from localllm.files import write_atomic
 from localllm.gguf_types import TENSOR_TYPES
 from localllm.model_directory import read_model_config
 from localllm.models.transfer import require_room
-from quant.architectures.config import config_of, flatten_config, metadata_of
+from quant.architectures.config import config_of, flatten_config, impossible_settings, metadata_of, with_defaults
 from quant.architectures.family import Config, Family
 from quant.architectures.plan import plan_to_gguf, plan_to_hf
 from quant.architectures.registry import family_of_config, family_of_metadata
@@ -83,6 +83,7 @@ def to_gguf(
         raise InvalidModelError(f"{type!r} is no type to convert to.", f"Choose from {', '.join(GGUF_TYPES)}.")
     config = flatten_config(read_model_config(source_dir / "config.json"))
     family = family_of_config(config)
+    config = with_defaults(family, config)
     metadata: dict[str, MetadataValue] = {
         "general.architecture": family.architecture,
         "general.type": "model",
@@ -98,7 +99,8 @@ def to_gguf(
             inexact = blocks.inexact
         plans = plan_to_gguf(family, config, source, tied=_is_tied(family, config, source))
         chosen = _own_type(plans, source) if type in ("auto", KEEP) else type.upper()
-        tensors = [array_tensor(name, array) for name, array in family.made_tensors(config).items()]
+        with impossible_settings("config.json"):
+            tensors = [array_tensor(name, array) for name, array in family.made_tensors(config).items()]
         if type == KEEP:
             tensors += [planned_tensor(plan, source, _kept_type(plan, source, inexact)) for plan in plans]
         else:

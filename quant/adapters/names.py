@@ -8,7 +8,7 @@ import numpy as np
 from localllm.errors import InvalidModelError
 from localllm.model_directory import read_model_config
 from localllm.sanitize import one_line
-from quant.architectures.config import config_of, flatten_config
+from quant.architectures.config import config_of, flatten_config, with_defaults
 from quant.architectures.family import Config, Family, Rule, Transform
 from quant.architectures.plan import Heads, renamed, steps
 from quant.architectures.registry import family_of_config, family_of_metadata
@@ -79,6 +79,7 @@ class Modules:
         if path.is_dir():
             config = flatten_config(read_model_config(path / "config.json"))
             family = family_of_config(config)
+            config = with_defaults(family, config)
             return cls(family, config, tied=bool(config.get("tie_word_embeddings", family.tied)))
         with GGUFSource(path) as source:
             family = family_of_metadata(source.metadata)

@@ -4,7 +4,19 @@ from dataclasses import replace
 from typing import Any
 
 from localllm.errors import InvalidModelError
-from quant.architectures.decoders import ATTENTION, COMMON, EMBED, MLP, NORM, OUTPUT, QK_NORMS
+from quant.architectures.decoders import (
+    ATTENTION,
+    COMMON,
+    CONTEXT,
+    EMBED,
+    HEADS,
+    KV_HEADS,
+    MLP,
+    NORM,
+    OUTPUT,
+    QK_NORMS,
+    THETA,
+)
 from quant.architectures.family import Config, Family, Field, Metadata, Rule, Transform
 from quant.architectures.rope import scaling_config, scaling_metadata
 from quant.tensors.metadata import MetadataValue
@@ -89,6 +101,15 @@ GEMMA2 = Family(
 )
 
 
+# What the config.json of Gemma 3 4B leaves to transformers.
+_GEMMA3_DEFAULTS: dict[str, Any] = {
+    CONTEXT.config: 131072,
+    THETA.config: 1_000_000.0,
+    HEADS.config: 8,
+    KV_HEADS.config: 4,
+}
+
+
 def _gemma3_metadata(config: Config) -> dict[str, MetadataValue]:
     _require_query_scale(config, _GEMMA3_27B)
     found = scaling_metadata(config)
@@ -127,9 +148,10 @@ GEMMA3 = Family(
     model_types=("gemma3_text", "gemma3"),
     hf_class="Gemma3ForCausalLM",
     fields=(
-        *(field for field in _FIELDS if field.config not in ("rope_theta", "max_position_embeddings")),
-        Field("max_position_embeddings", "context_length", default=131072),
-        Field("rope_theta", "rope.freq_base", float, 1_000_000.0),
+        *(field for field in _FIELDS if field.config not in _GEMMA3_DEFAULTS),
+        *(replace(field, default=_GEMMA3_DEFAULTS[field.config], same_as="") for field in (HEADS, KV_HEADS)),
+        replace(CONTEXT, default=_GEMMA3_DEFAULTS[CONTEXT.config]),
+        replace(THETA, default=_GEMMA3_DEFAULTS[THETA.config]),
         Field("rope_local_base_freq", "rope.freq_base_swa", float, 10_000.0),
         *_head_dim(256),
         Field("sliding_window", "attention.sliding_window", default=4096),

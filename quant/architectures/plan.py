@@ -9,6 +9,7 @@ from localllm.sanitize import one_line
 from quant.architectures.falcon import key_value_heads
 from quant.architectures.family import Config, Family, Rule, Transform
 from quant.architectures.rope import head_dim
+from quant.architectures.shapes import Sizes, check_shapes, feed_forward_width, wrong_shape
 from quant.tensors.rows import Piece, TensorPlan
 from quant.tensors.source import TensorInfo, TensorSource
 
@@ -48,6 +49,19 @@ class Heads:
             n_layer=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),
         )
 
+    def sizes(self, family: Family, config: Config) -> Sizes:
+        """What the shapes of the model's tensors depend on."""
+        inner = feed_forward_width(family.architecture, config)
+        return Sizes(
+            width=int(config["hidden_size"]),
+            queries=self.n_head * self.width,
+            keys=self.n_head_kv * self.width,
+            feed_forward=inner,
+            gated=2 * inner if family.architecture == "phi3" else inner,
+            experts=self.n_expert,
+            expert_forward=int(config.get("moe_intermediate_size") or inner),
+        )
+
     def gguf_rows(self, rule: Rule, tensor: TensorInfo) -> tuple[Piece, ...]:
         """The rows of a module's tensor in the order that GGUF has them in.
 
@@ -63,14 +77,14 @@ class Heads:
     def rotary(self, tensor: TensorInfo, *, interleave: bool) -> tuple[Piece, ...]:
         """Rotary halves as pairs, or the reverse."""
         if tensor.n_rows % self.width or self.width % 2:
-            raise _wrong_shape(tensor)
+            raise wrong_shape(tensor.name, tensor.shape)
         return (Piece(tensor.name, 0, tensor.n_rows, self.width, interleave),)
 
     def groups(self, tensor: TensorInfo, *, apart: bool) -> tuple[Piece, ...]:
         """Falcon's fused projection: ``apart`` makes queries, keys, values of groups; else groups of those."""
         width, queries = self.width, self.n_head // self.n_head_kv
         if tensor.n_rows != self.n_head_kv * (queries + 2) * width:
-            raise _wrong_shape(tensor)
+            raise wrong_shape(tensor.name, tensor.shape)
         if apart:
             starts = [group * (queries + 2) * width for group in range(self.n_head_kv)]
             spans = [(0, queries), (queries, queries + 1), (queries + 1, queries + 2)]
@@ -142,6 +156,8 @@ def plan_to_gguf(family: Family, config: Config, source: TensorSource, *, tied: 
             raise _missing(rule.hf.format(layer, expert=0))
         plans += found
     _refuse_unknown(family, {own for own, name in planner.names.items() if name not in planner.used})
+    made = ((plan.name, plan.shape, plan.pieces[0].source) for plan in plans)
+    check_shapes(planner.heads.sizes(family, config), made)
     return plans
 
 
@@ -168,6 +184,7 @@ def plan_to_hf(
             raise _missing(rule.gguf.format(layer))
         plans += found
     _refuse_unknown(family, set(source.tensors) - planner.used)
+    check_shapes(planner.heads.sizes(family, config), ((name, own.shape, name) for name, own in source.tensors.items()))
     return plans
 
 
@@ -207,11 +224,11 @@ def _stack(planner: _Planner, rule: Rule, layer: int, suffix: str, target: str) 
     n_expert = planner.heads.n_expert
     if whole := planner.find(rule.stacked.format(layer) + suffix):
         if whole.shape[0] != n_expert:
-            raise _wrong_shape(whole)
+            raise wrong_shape(whole.name, whole.shape)
         return TensorPlan(target, whole.shape, (Piece(planner.take(whole).name, 0, whole.n_rows),))
     if suffix == ".weight" and (fused := planner.find(rule.fused.format(layer))):
         if len(fused.shape) != 3 or fused.shape[0] != n_expert:
-            raise _wrong_shape(fused)
+            raise wrong_shape(fused.name, fused.shape)
         _, rows, columns = fused.shape
         own = rows if rule.half is None else rows // 2
         starts = [expert * rows + (rule.half or 0) * own for expert in range(n_expert)]
@@ -225,7 +242,7 @@ def _stack(planner: _Planner, rule: Rule, layer: int, suffix: str, target: str) 
         raise _missing(rule.hf.format(layer, expert=singles.index(None)) + suffix)
     for tensor in found:
         if tensor.shape != found[0].shape or len(tensor.shape) != 2:
-            raise _wrong_shape(tensor)
+            raise wrong_shape(tensor.name, tensor.shape)
     pieces = tuple(Piece(tensor.name, 0, tensor.n_rows) for tensor in found)
     return TensorPlan(target, (n_expert, *found[0].shape), pieces)
 
@@ -241,7 +258,7 @@ def _to_hf(planner: _Planner, rule: Rule, layer: int, suffix: str, stacked_exper
             return [_whole(rule.stacked.format(layer) + suffix, tensor)]
         case Transform.EXPERTS:
             if len(tensor.shape) != 3 or tensor.shape[0] != planner.heads.n_expert:
-                raise _wrong_shape(tensor)
+                raise wrong_shape(tensor.name, tensor.shape)
             count, rows, _ = tensor.shape
             return [
                 TensorPlan(
@@ -269,7 +286,7 @@ def _part(planner: _Planner, rule: Rule, layer: int, suffix: str) -> list[Tensor
     heads = planner.heads
     sizes = [heads.n_head * heads.width, heads.n_head_kv * heads.width, heads.n_head_kv * heads.width]
     if tensor.n_rows != sum(sizes):
-        raise _wrong_shape(tensor)
+        raise wrong_shape(tensor.name, tensor.shape)
     start = sum(sizes[: rule.part])
     stop = start + sizes[rule.part]
     head_rows = heads.width if rule.transform is Transform.ROTARY else 0
@@ -304,10 +321,3 @@ def _refuse_unknown(family: Family, names: set[str]) -> None:
 
 def _missing(name: str) -> InvalidModelError:
     return InvalidModelError(f"The model lacks the tensor {one_line(name, 80)!r}.", "Pull the model again.")
-
-
-def _wrong_shape(tensor: TensorInfo) -> InvalidModelError:
-    return InvalidModelError(
-        f"The tensor {one_line(tensor.name, 80)!r} has the shape {list(tensor.shape)}, which does not fit the model's "
-        "settings."
-    )

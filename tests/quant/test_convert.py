@@ -211,6 +211,14 @@ def test_a_directory_that_holds_something_is_left_alone(tmp_path, gguf):
     assert left_in(tmp_path / "back") == ["mine.txt"]
 
 
+def test_rotary_settings_that_cannot_be_computed_with_are_refused(tmp_path):
+    scaling = CONFIGS["llama3"]["rope_scaling"] | {"low_freq_factor": 0}
+    directory = write_hf_model(tmp_path / "t", "llama3", rope_scaling=scaling)
+    with pytest.raises(InvalidModelError, match=r"config\.json holds impossible settings"):
+        to_gguf(directory, tmp_path / "t.gguf")
+    assert left_in(tmp_path) == ["t"]
+
+
 @pytest.mark.parametrize("kind", ["q4_k_m", "", "F64"])
 def test_types_that_are_none_of_ours(tmp_path, directory, gguf, kind):
     with pytest.raises(InvalidModelError, match="no type to convert to"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from localllm.errors import InvalidModelError
-from quant.architectures.config import config_of, flatten_config, metadata_of
+from quant.architectures.config import config_of, flatten_config, metadata_of, with_defaults
 from quant.architectures.plan import plan_to_gguf, plan_to_hf
 from quant.architectures.registry import FAMILIES, family_of_config, family_of_metadata
 from quant.architectures.rope import LLAMA3_TENSOR, llama3_config, llama3_tensors
@@ -28,6 +28,7 @@ def planned(kind, without=(), more=(), **changes):
     arrays = {name: array for name, array in weights_of(CONFIGS[kind]).items() if name not in without}
     source = Memory(arrays | {name: np.zeros(4, np.float32) for name in more})
     family = family_of_config(config)
+    config = with_defaults(family, config)
     metadata_of(family, config)
     return plan_to_gguf(family, config, source, tied=config["tie_word_embeddings"])
 
@@ -100,6 +101,11 @@ def test_an_unknown_architecture_is_refused_by_name(name):
         ("llama", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ("llama", {"num_hidden_layers": None}, "num_hidden_layers"),
         ("llama", {"num_attention_heads": "4"}, "impossible num_attention_heads"),
+        ("llama", {"num_attention_heads": 0}, "impossible num_attention_heads"),
+        ("llama", {"intermediate_size": 2**70}, "impossible intermediate_size"),
+        ("llama", {"rms_norm_eps": float("nan")}, "impossible rms_norm_eps"),
+        ("llama", {"rope_scaling": "linear"}, "impossible rope_scaling: 'linear'"),
+        ("llama", {"rope_parameters": {"full_attention": None}}, "impossible rope_parameters"),
         ("llama", {"rope_scaling": {"rope_type": "ntk"}}, "'ntk' is not supported"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
@@ -108,6 +114,7 @@ def test_an_unknown_architecture_is_refused_by_name(name):
         ("gemma2", {"query_pre_attn_scalar": 144}, "query_pre_attn_scalar is 144"),
         ("gemma3", {"layer_types": ["full_attention", "sliding_attention"] * 2}, "mixes local and global"),
         ("phi2", {"qk_layernorm": True}, "qk_layernorm"),
+        ("phi3", {"original_max_position_embeddings": "x"}, r"config\.json holds impossible settings .ValueError"),
         ("falcon", {"alibi": True}, "alibi"),
         ("falcon-40b", {"num_ln_in_parallel_attn": 1}, "one norm"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
@@ -145,6 +152,67 @@ def test_buffers_are_left_out():
 def test_a_projection_that_does_not_hold_whole_heads_is_refused():
     with pytest.raises(InvalidModelError, match=r"q_proj.*does not fit"):
         planned("llama", head_dim=48)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "tensor"),
+    [
+        ("llama", {"hidden_size": 128, "head_dim": 16}, "embed_tokens"),
+        ("llama", {"intermediate_size": 128}, "gate_proj"),
+        ("llama", {"num_key_value_heads": 4}, "k_proj"),
+        ("llama-bias", {"num_attention_heads": 8, "head_dim": 16}, "q_proj"),
+        ("qwen3_moe", {"moe_intermediate_size": 64}, "gate_proj"),
+        ("phi3", {"intermediate_size": 48}, "gate_up_proj"),
+        ("gemma3", {"head_dim": 32, "query_pre_attn_scalar": 32}, "q_proj"),
+        ("bert", {"intermediate_size": 128}, "dense"),
+    ],
+)
+def test_tensors_of_another_size_than_config_json_says_are_named(kind, changes, tensor):
+    with pytest.raises(InvalidModelError, match=f"{tensor}.*does not fit the model's settings"):
+        planned(kind, **changes)
+
+
+def test_tensors_of_another_size_than_metadata_says_are_named():
+    config = flatten_config(CONFIGS["llama"])
+    arrays = {plan.name: np.zeros(plan.shape, np.float32) for plan in planned("llama")}
+    arrays["blk.1.ffn_norm.weight"] = np.zeros(63, np.float32)
+    with pytest.raises(InvalidModelError, match=r"'blk\.1\.ffn_norm\.weight'.*does not fit"):
+        plan_to_hf(family_of_config(config), config, Memory(arrays))
+
+
+def test_gemma_3_4b_does_not_say_its_heads():
+    own = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256}
+    config = CONFIGS["gemma3"] | own | {"model_type": "gemma3", "num_hidden_layers": 1, "layer_types": None}
+    source = Memory(weights_of(config | {"model_type": "gemma3_text"}))
+    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "sliding_window")
+    text = {key: config[key] for key in kept}
+    text["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
+    flat = flatten_config({"model_type": "gemma3", "text_config": text})
+    family = family_of_config(flat)
+    flat = with_defaults(family, flat)
+    metadata = metadata_of(family, flat)
+    assert plan_to_gguf(family, flat, source, tied=True)
+    found = [metadata[f"gemma3.attention.{key}"] for key in ("head_count", "head_count_kv", "key_length")]
+    assert found == [8, 4, 256]
+    assert metadata["gemma3.rope.scaling.factor"] == 8.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.context_length", float("nan")),
+        ("llama.attention.head_count", 0),
+        ("llama.attention.head_count", [4, 4]),
+        ("llama.rope.dimension_count", "x"),
+        ("llama.rope.scaling.factor", "x"),
+    ],
+)
+def test_metadata_of_a_wrong_kind_is_refused(key, value):
+    config = flatten_config(CONFIGS["llama"])
+    family = family_of_config(config)
+    metadata = metadata_of(family, config) | {"llama.rope.scaling.type": "linear", key: value}
+    with pytest.raises(InvalidModelError, match="metadata"):
+        config_of(family, metadata, Memory({}))
 
 
 def test_queries_of_older_files_are_taken_out_of_the_fused_projection():
