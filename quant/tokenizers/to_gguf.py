@@ -24,7 +24,7 @@ def gguf_tokenizer(directory: Path) -> TokenizerMetadata:
     source = SourceTokenizer.read(directory)
     try:
         return _convert(source) | gguf_templates(source)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InvalidModelError(
             f"The tokenizer in {one_line(directory.name, 80)} is of no known form ({type(error).__name__}: {error}).",
             "Pull the model again.",

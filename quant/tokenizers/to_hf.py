@@ -29,18 +29,15 @@ def write_hf_tokenizer(metadata: Mapping[str, Any], directory: Path, architectur
         InvalidModelError: The tokenizer is damaged, or of a kind or with a pre-tokenizer that is not known.
         DiskFullError: There is no room.
     """
-    vocabulary = Vocabulary.read(metadata)
     kind = str(metadata.get("tokenizer.ggml.model", ""))
-    if kind == "gpt2":
-        definition = byte_level.from_gguf(metadata, vocabulary)
-    elif kind == "llama":
-        definition = scored.from_gguf(metadata, vocabulary, architecture)
-    elif kind == "bert":
-        definition = wordpiece.from_gguf(metadata, vocabulary)
-    else:
+    try:
+        vocabulary = Vocabulary.read(metadata)
+        definition = _definition(metadata, vocabulary, kind, architecture)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InvalidModelError(
-            f"Tokenizers of the kind {one_line(kind, 40)!r} cannot be converted.", "The kinds gpt2, llama and bert can."
-        )
+            f"The GGUF file's tokenizer is of no known form ({type(error).__name__}: {one_line(str(error), 80)}).",
+            "Pull the model again.",
+        ) from error
     definition = {"version": "1.0", "truncation": None, "padding": None} | definition
     texts = {index: text for text, index in definition["model"]["vocab"].items()}
     special = _special(metadata, texts)
@@ -50,6 +47,19 @@ def write_hf_tokenizer(metadata: Mapping[str, Any], directory: Path, architectur
     _write(directory / "special_tokens_map.json", special)
     if kind != "bert":
         _write(directory / "generation_config.json", _generation(metadata, vocabulary))
+
+
+def _definition(metadata: Mapping[str, Any], vocabulary: Vocabulary, kind: str, architecture: str) -> dict[str, Any]:
+    match kind:
+        case "gpt2":
+            return byte_level.from_gguf(metadata, vocabulary)
+        case "llama":
+            return scored.from_gguf(metadata, vocabulary, architecture)
+        case "bert":
+            return wordpiece.from_gguf(metadata, vocabulary)
+    raise InvalidModelError(
+        f"Tokenizers of the kind {one_line(kind, 40)!r} cannot be converted.", "The kinds gpt2, llama and bert can."
+    )
 
 
 def _config(metadata: Mapping[str, Any], architecture: str, kind: str, special: Mapping[str, str]) -> dict[str, Any]:

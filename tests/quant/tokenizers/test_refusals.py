@@ -80,7 +80,17 @@ def test_no_tokenizer_at_all(tmp_path: Path) -> None:
         gguf_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model": []}', '{"model": {"type": "BPE"}}', '{"added_tokens": [3]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"model": []}',
+        '{"model": {"type": "WordPiece", "vocab": {"a": "x"}}}',
+        '{"model": {"type": "BPE"}}',
+        '{"added_tokens": [3]}',
+    ],
+)
 def test_damaged_files_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(InvalidModelError):
@@ -123,6 +133,10 @@ def test_files_of_two_models_are_refused(tmp_path: Path) -> None:
         ({"tokenizer.ggml.merges": []}, "no merges"),
         ({"tokenizer.ggml.merges": ["one"]}, "not a pair"),
         ({"tokenizer.ggml.model": "llama"}, "no scores"),
+        ({"tokenizer.ggml.merges": [1, 2]}, "no known form"),
+        ({"tokenizer.ggml.token_type": ["x"] * 5000}, "no known form"),
+        ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 10**6}, "no known form"),
+        ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": "x"}, "no known form"),
     ],
 )
 def test_a_gguf_file_that_cannot_be_converted(change: dict[str, Any], message: str, gpt2: Path, tmp_path: Path) -> None:
