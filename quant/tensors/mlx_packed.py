@@ -52,7 +52,9 @@ class UnpackedMLX:
             group_size = _setting(quantization, module, "group_size")
             columns = tensors[scales].shape[-1] * group_size
             bits = weight.shape[-1] * 32 // max(1, columns)
-            if bits not in _BITS or weight.shape[-1] * 32 != columns * bits or group_size <= 0:
+            grouped = (*weight.shape[:-1], tensors[scales].shape[-1])
+            fit = tensors[scales].shape == tensors[f"{module}.biases"].shape == grouped
+            if bits not in _BITS or weight.shape[-1] * 32 != columns * bits or group_size <= 0 or not fit:
                 raise InvalidModelError(f"The packed weights of {one_line(module, 80)} have impossible shapes.")
             self.layout[weight.name] = (bits, group_size)
             tensors[weight.name] = replace(weight, type_name="F32", shape=(*weight.shape[:-1], columns))

@@ -58,6 +58,16 @@ def test_other_ways_of_packing_are_refused_by_name(tmp_path):
         UnpackedMLX(stored, {"bits": 4, "group_size": 32, "mode": "mxfp4"})
 
 
+@pytest.mark.parametrize(("part", "kept"), [("scales", (3, 4)), ("biases", (6, 2)), ("biases", (3, 4))])
+def test_scales_of_other_rows_or_groups_are_refused(tmp_path, part, kept):
+    write(tmp_path, 4, 32)
+    arrays = mx.load(str(tmp_path / "model.safetensors"))
+    arrays[f"m.{part}"] = arrays[f"m.{part}"][: kept[0], : kept[1]]
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), arrays)
+    with SafetensorsSource(tmp_path) as stored, pytest.raises(InvalidModelError, match="impossible shapes"):
+        UnpackedMLX(stored, {"bits": 4, "group_size": 32})
+
+
 def test_shapes_that_do_not_fit_the_settings_are_refused(tmp_path):
     write(tmp_path, 4, 32)
     with SafetensorsSource(tmp_path) as stored, pytest.raises(InvalidModelError, match="impossible shapes"):
