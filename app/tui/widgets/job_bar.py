@@ -1,7 +1,7 @@
 """What a screen's own job is doing, on two lines. The widget watches; what an end means, the screen decides."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from textual import work
@@ -22,7 +22,7 @@ _CELLS = 30
 
 
 class JobBar(Static):
-    """Follows one job at a time: the one that it is told of, else the newest of its kinds that runs.
+    """Follows the jobs that it is told of, else the newest of its kinds that runs; shows one, tells of every end.
 
     Args:
         jobs: Where they are.
@@ -32,7 +32,7 @@ class JobBar(Static):
 
     @dataclass
     class Ended(Message):
-        """The job that was followed has ended, well or not."""
+        """A job that was followed has ended, well or not."""
 
         row: JobRow
 
@@ -41,12 +41,7 @@ class JobBar(Static):
         self._jobs = jobs
         self._kinds = frozenset(kinds)
         self._clock = clock
-        self._job: Job | None = None
-
-    @property
-    def job(self) -> Job | None:
-        """The one that is followed."""
-        return self._job
+        self._followed: dict[str, Job] = {}  # by their ids, the newest last
 
     def on_mount(self) -> None:
         """Look now, and again and again."""
@@ -55,29 +50,31 @@ class JobBar(Static):
         self.set_interval(_LOOK_SECONDS, self._look)
 
     def follow(self, job: Job) -> None:
-        """Follow this one from now on."""
-        self._job = job
+        """Follow this one from now on, beside those that have not ended."""
+        self._followed.pop(job.id, None)
+        self._followed[job.id] = job
         self._look()
 
     @work(thread=True, exclusive=True, group="job-bar")
     def _look(self) -> None:
-        job = self._job or newest_under_way(self._jobs, self._kinds)
-        self.app.call_from_thread(self._show, read_row(job, self._clock) if job is not None else None)
+        jobs = list(self._followed.values())
+        if not jobs and (newest := newest_under_way(self._jobs, self._kinds)) is not None:
+            jobs = [newest]
+        self.app.call_from_thread(self._show, [read_row(job, self._clock) for job in jobs])
 
-    def _show(self, row: JobRow | None) -> None:
+    def _show(self, rows: Sequence[JobRow]) -> None:
         if not self.is_attached:
             return
-        if self._job is not None and (row is None or row.job.id != self._job.id):
-            return  # it was looked for before the job that is followed now
-        if row is None or row.status.has_ended:
-            self.display = False
-            if row is not None and self._job is not None:
-                self._job = None
-                self.post_message(self.Ended(row))
-            return
-        self._job = row.job
-        self.display = True
-        self.update(_describe(row))
+        if self._followed and list(self._followed) != [row.job.id for row in rows]:
+            return  # they were looked for before the last one was followed
+        going_on = [row for row in rows if not row.status.has_ended]
+        ended = [row for row in rows if row.status.has_ended and row.job.id in self._followed]
+        self._followed = {row.job.id: row.job for row in going_on}
+        self.display = bool(going_on)
+        if going_on:  # one that waits says less than the one that it waits for
+            self.update(_describe(max(reversed(going_on), key=lambda row: row.status.state == "running")))
+        for row in ended:
+            self.post_message(self.Ended(row))
 
 
 def _describe(row: JobRow) -> Content:

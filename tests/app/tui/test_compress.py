@@ -77,3 +77,22 @@ async def test_a_failing_job_is_told(make_app, tiny, jobs, settle):
         app.screen.query_one(JobBar).follow(job)
         await wait_long(pilot, lambda: "No room for the model. Free some." in notices(app))
         assert "\x1b" not in notices(app)
+
+
+async def test_the_end_of_each_of_two_jobs_is_told(make_app, tiny, jobs, home, settle):
+    app = make_app(memory_gb=1)
+    async with app.run_test() as pilot:
+        await opened(pilot, settle)
+        for name in ("first", "second"):
+            entry = "tests.fakes.job_entries:held"
+            job = jobs.create(JobSpec("quantize", name, entry, {"name": name}, heavy=False, resumable=True))
+            jobs.start(job)
+            app.screen.query_one(JobBar).follow(job)
+        bar = app.screen.query_one(JobBar)
+        await wait_long(pilot, lambda: "quantize second" in str(bar.render()) and "50%" in str(bar.render()))
+        (home.root / "first").touch()
+        await wait_long(pilot, lambda: "first is here" in notices(app))
+        assert "quantize second" in str(bar.render())
+        (home.root / "second").touch()
+        await wait_long(pilot, lambda: "second is here" in notices(app))
+        await wait_for(pilot, lambda: not bar.display)
