@@ -9,6 +9,7 @@ with the answer's first, which never happens when the model answers: then the an
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 TrainOn = Literal["assistant", "all"]
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PLAIN_CHAT: tuple[Message, ...] = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."})
 _NOT_PROVEN = "under this model's chat template the place of its answers cannot be proven"
 
 
@@ -149,10 +151,28 @@ class ChatFormatter:
         length = self._without_space(tokens, len(tokens))
         if not length or tokens[length - 1] not in self._specials:
             return length
-        # Some templates end the whole chat with a second special token; the first of them ends the answer.
-        while (shorter := self._without_space(tokens, length - 1)) and tokens[shorter - 1] in self._specials:
-            length = shorter
-        return length
+        # Some templates end the whole chat with a second special token, and some answers with one of their own (a tool
+        # call's end). The first that ends every turn ends the answer; where there is none, the first of all.
+        lengths = [length]
+        while (shorter := self._without_space(tokens, lengths[-1] - 1)) and tokens[shorter - 1] in self._specials:
+            lengths.append(shorter)
+        if len(lengths) == 1:
+            return length
+        return next((n for n in reversed(lengths) if tokens[n - 1] == self._turn_end), lengths[-1])
+
+    @cached_property
+    def _turn_end(self) -> int | None:
+        """The special token that ends an answer of plain text; None where there is none, or no such chat."""
+        try:
+            tokens = self._render(_PLAIN_CHAT, ())
+        except RowError:
+            return None
+        length = self._without_space(tokens, len(tokens))
+        end = None
+        while length and tokens[length - 1] in self._specials:
+            end = tokens[length - 1]
+            length = self._without_space(tokens, length - 1)
+        return end
 
     def _without_space(self, tokens: list[int], length: int) -> int:
         while length and tokens[length - 1] not in self._specials and not self._decode([tokens[length - 1]]).strip():
@@ -167,7 +187,8 @@ class ChatFormatter:
             raise RowError("this model's chat template marks no answer in it")
         for end in np.flatnonzero(mask[:-1] & ~mask[1:]) + 1:
             # Marks that stop short of the end of turn would teach a model that never stops.
-            mask[end] |= tokens[end] in self._specials and not self._ends_turn(tokens[:end])
+            is_end = tokens[end] == self._turn_end or not self._ends_turn(tokens[:end])
+            mask[end] |= tokens[end] in self._specials and is_end
         return _example(tokens, mask, source)
 
     def _completion(self, prompt: str, completion: str, source: str) -> Example:

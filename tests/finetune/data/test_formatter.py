@@ -155,6 +155,29 @@ def test_tool_calls_are_learnt_where_the_template_writes_them(arguments):
     assert '"function"' in tokenizer.decode(example.tokens[~example.supervised]), "the tools are in the prompt"
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_the_end_of_a_turn_is_learnt_after_a_call_that_ends_in_a_special_token(marked):
+    specials = (*FAMILIES["qwen2.5"].specials, "<|call_start|>", "<|call_end|>")
+    content = (
+        "{{ m.content }}{% for c in m.tool_calls or [] %}{{ '<|call_start|>' + c.function.name + '<|call_end|>' }}"
+    )
+    content += "{% endfor %}"
+    if marked:
+        content = "{% if m.role == 'assistant' %}{% generation %}" + content + "{% endgeneration %}{% else %}" + content
+        content += "{% endif %}"
+    template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}" + content + "{{ '<|im_end|>\n' }}"
+    template += "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    tokenizer = chat_tokenizer(template, specials, "<|im_end|>")
+    (example,) = ChatFormatter(tokenizer).examples(called("{}"), "a:1")
+    assert learnt(tokenizer, example) == "<|call_start|>weather<|call_end|><|im_end|>It rains.<|im_end|>"
+
+
+def test_the_end_of_a_turn_is_learnt_after_an_answer_that_brings_an_end_of_its_own():
+    tokenizer = family_tokenizer("smollm2")
+    (example,) = ChatFormatter(tokenizer).examples(user_and("Hello.<|endoftext|>"), "a:1")
+    assert learnt(tokenizer, example) == "Hello.<|endoftext|><|im_end|>"
+
+
 def test_tool_calls_that_the_template_leaves_out_are_refused():
     with pytest.raises(RowError, match=r"does not write tool calls \(weather\)"):
         ChatFormatter(family_tokenizer("zephyr")).examples(called("{}"), "a:1")
