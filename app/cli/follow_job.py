@@ -37,6 +37,7 @@ def run_job(
 
     Raises:
         JobFailedError: It failed; with the message, hint and exit code of the job's own error.
+        JobError: It was removed meanwhile.
     """
     store = JobStore(home)
     job = store.create(spec)
@@ -75,6 +76,7 @@ def follow(
 
     Raises:
         JobFailedError: As for :func:`run_job`.
+        JobError: As there.
     """
     shown = view or JobBars()
     if may_cancel and job.spec.interrupt == "cancel":
@@ -110,6 +112,9 @@ def _watch(job: Job, view: JobView, offset: int) -> JobStatus:
     first = True
     while True:
         status = job.status()  # before the events: those of a job that has ended are all there
+        if status.state == "new" and not job.directory.exists():
+            view.close("stopped")
+            raise JobError(f"Job {job.id} was removed.", "`localllm jobs` lists those that are here.")
         records, offset = job.records(offset)
         for record in records[-_HISTORY:] if first else records:
             view.show(record)

@@ -8,7 +8,7 @@ import pytest
 
 from app.cli.follow_job import follow
 from app.cli.job_bars import JobBars, describe_metrics
-from localllm.errors import JobFailedError
+from localllm.errors import JobError, JobFailedError
 from localllm.jobs.events import Checkpoint, Done, Evaluation, Message, Progress, Record, Sample, State, Step, Unknown
 from tests.fakes.jobs import ROOT, ended, running, wait_until
 
@@ -44,6 +44,14 @@ def test_a_job_that_somebody_else_cancels(jobs, start, capsys):
     jobs.cancel(job)
     assert follow(job) == 130
     assert f"jobs resume {job.id}" in capsys.readouterr().err
+
+
+def test_a_job_that_is_removed_while_it_is_watched(jobs, start):
+    job = start("fail")
+    ended(job)
+    jobs.remove(job)
+    with pytest.raises(JobError, match=f"Job {job.id} was removed"):
+        follow(job)
 
 
 def watch(home, job):
