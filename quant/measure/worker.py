@@ -46,11 +46,20 @@ def _chunks(evaluator: Evaluator, request: dict[str, Any]) -> list[list[int]]:
 
 
 def _score(evaluator: Evaluator, chunk: list[int]) -> tuple[Array, Array]:
-    """Logits and losses of the second half of a chunk: there every token has at least half a chunk before it."""
+    """Logits and losses of the second half of a chunk: there every token has at least half a chunk before it.
+
+    Raises:
+        QuantizeError: They are no numbers.
+    """
     first = len(chunk) // 2
     # The last token's logits predict what is not in the chunk.
     logits = evaluator.run(chunk, first_logit=first)[:-1]
-    return logits, negative_log_likelihoods(logits, np.array(chunk[first + 1 :]))
+    nll = negative_log_likelihoods(logits, np.array(chunk[first + 1 :]))
+    if not np.isfinite(nll).all():
+        raise QuantizeError(
+            "The model's predictions are no numbers: it computes nonsense on this text.", "It may be damaged."
+        )
+    return logits, nll
 
 
 def _make_reference(evaluator: Evaluator, request: dict[str, Any], progress: Progress) -> dict[str, Any]:

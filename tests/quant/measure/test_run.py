@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from localllm.errors import InvalidModelError, JobCancelledError, QuantizeError
+from localllm.gguf_header import read_gguf_header
 from quant.chunks import Text
 from quant.convert import from_gguf
 from quant.llama_quantize import quantize_gguf
@@ -74,6 +75,16 @@ def test_a_damaged_reference_is_refused(source, reference, tmp_path):
     np.save(work / "rest.npy", np.zeros((1, 1), np.float32))
     with pytest.raises(InvalidModelError, match="damaged"):
         measure(source, reference=work, options=_OPTIONS)
+
+
+def test_a_model_that_computes_nonsense_is_named(source, reference, tmp_path):
+    broken = tmp_path / "broken.gguf"
+    raw = bytearray(source.read_bytes())
+    norm = next(tensor for tensor in read_gguf_header(source).tensors if tensor.name == "output_norm.weight")
+    raw[norm.offset : norm.offset + 4] = np.float32("nan").tobytes()
+    broken.write_bytes(raw)
+    with pytest.raises(QuantizeError, match="no numbers"):
+        measure(broken, reference=reference, options=_OPTIONS)
 
 
 def test_a_cancelled_reference_leaves_nothing(source, tmp_path):
