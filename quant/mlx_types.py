@@ -60,7 +60,23 @@ def find_mlx_type(name: str) -> MLXType:
     Raises:
         UsageError: There is none.
     """
-    found = MLX_TYPES.get(name.strip().lower())
+    found = MLX_TYPES.get(_plain(name))
     if found is None:
         raise UsageError(f"{name!r} is no type of MLX's.", f"Choose from {', '.join(MLX_TYPES)}.")
     return found
+
+
+def mlx_type_name(text: str) -> str:
+    """The name of the MLX type that a person means (``MLX-4bit``, ``mlx_4bit``); empty where they mean none of MLX's.
+
+    Raises:
+        UsageError: They mean one of MLX's, and there is none of that name.
+    """
+    plain = _plain(text)
+    if plain not in MLX_TYPES and plain.startswith("mlx"):
+        find_mlx_type(text)
+    return plain if plain in MLX_TYPES else ""
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("_", "-")

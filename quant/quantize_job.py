@@ -1,6 +1,7 @@
 """What ``localllm quantize MODEL --to TYPE`` does, as a job: any model in, a smaller one out, with its lineage."""
 
-from dataclasses import asdict, dataclass
+import shlex
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from quant.importance import ImportanceChoice, obtain_imatrix
 from quant.llama_choices import QuantizeChoices
 from quant.llama_plan import QuantizePlan, plan_types
 from quant.llama_quantize import quantize_gguf
-from quant.mlx_types import MLX_TYPES
+from quant.mlx_types import MLX_TYPES, mlx_type_name
 
 _NOTHING_MEASURED = ImportanceMatrix({}, (), 0, 0)
 
@@ -55,8 +56,8 @@ def quantize_spec(store: ModelStore, wish: QuantizeWish) -> tuple[JobSpec, Manif
         StoreError: The name is taken by another model.
     """
     parent = store.resolve(wish.model)
-    if wish.to in MLX_TYPES:
-        return _mlx_spec(store, parent, wish)
+    if mlx := mlx_type_name(wish.to):
+        return _mlx_spec(store, parent, replace(wish, to=mlx))
     choices = QuantizeChoices.parse(wish.to, wish.overrides)
     to = choices.file_type.name
     if parent.format == "gguf" and parent.quantization.lower() == to and not wish.overrides:
@@ -157,8 +158,8 @@ def telling(context: JobContext, stage: str, unit: str = "") -> OnProgress:
 def _making(store: ModelStore, arguments: dict[str, Any]) -> Making:
     parent = store.resolve(arguments["model"])
     name = parse_model_name(arguments["name"])
-    words = [f"--to {arguments['to']} --imatrix {arguments['imatrix']}"]
-    words += [f"--override '{rule}'" for rule in arguments["overrides"]]
+    words = [f"--to {arguments['to']} --imatrix {shlex.quote(arguments['imatrix'])}"]
+    words += ["--override '{}'".format(rule.replace("'", "'\\''")) for rule in arguments["overrides"]]
     how = f"quantize {parent.model_name} {' '.join(words)} --as {name}"
     recipe = {key: arguments[key] for key in ("to", "imatrix", "overrides")}
     return Making(name, parent, how, recipe)

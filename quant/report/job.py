@@ -20,7 +20,7 @@ from localllm.typed_paths import is_file, typed_path
 from quant.importance import CHATS, DEFAULT, NONE, ImportanceChoice
 from quant.llama_types import FILE_TYPES, find_file_type
 from quant.measure.run import MeasureOptions
-from quant.mlx_types import MLX_TYPES
+from quant.mlx_types import MLX_TYPES, mlx_type_name
 from quant.report.bench import Bench, Conditions
 from quant.report.kept import digests
 from quant.report.lineage import relatives
@@ -197,8 +197,7 @@ def _usual_types(source: Manifest) -> list[str]:
 def _asked_types(source: Manifest, names: Sequence[str]) -> list[str]:
     found = []
     for name in names:
-        plain = name.strip().lower()
-        wanted = plain if plain in MLX_TYPES else find_file_type(plain).name
+        wanted = mlx_type_name(name) or find_file_type(name).name
         if source.format == "gguf" and wanted == source.quantization.lower():
             raise UsageError(f"{source.model_name} is {source.quantization} already.", "Leave that type out.")
         found.append(wanted)

@@ -1,6 +1,7 @@
 """``localllm quantize``, by real jobs, on a tiny model."""
 
 import json
+import shlex
 
 import pytest
 
@@ -79,6 +80,15 @@ def test_importance_from_chats_is_not_kept(tiny, home, capsys):
     assert b"rain" not in tiny.file(tiny.resolve("tiny:q4_k_m")).read_bytes()
 
 
+def test_how_it_was_made_can_be_typed_again(tiny, tmp_path):
+    text = tmp_path / "my text.txt"
+    text.write_text("All about the rain in Spain. " * 60)
+    words = ["quantize", "tiny:f16", "--to", "q4_0", "--imatrix", str(text), "--override", "ffn_(down|'x)=q8_0"]
+    assert main(words) == 0
+    how = tiny.resolve("tiny:q4_0").parent.how
+    assert shlex.split(how) == [*words, "--as", "tiny:q4_0"]
+
+
 def test_fit_plans_then_makes_it(tiny, home, capsys):
     assert main(["quantize", "tiny", "--fit", "80MB", "--ctx", "256", "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -108,6 +118,7 @@ def test_fit_plans_then_makes_it(tiny, home, capsys):
         (["--to", "q8_0", "--ctx", "5"], 2, "goes with --fit"),
         (["--to", "q9"], 2, "no type"),
         (["--to", "f16"], 2, "already"),
+        (["--to", "mlx-7bit"], 2, "no type of MLX's"),
         (["--to", "q4_k_m", "--override", "ffn_down"], 2, "no rule"),
         (["--to", "q4_k_m", "--override", "(=q8_0"], 2, "regular expression"),
         (["--to", "q4_k_m", "--imatrix", "/nowhere/x.dat"], 2, "no file"),
@@ -125,7 +136,7 @@ def test_what_cannot_be_is_said_before_a_job_begins(tiny, home, capsys, words, c
 def test_to_one_of_mlx_s_types(home, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert main(["pull", str(write_hf_model(tmp_path / "tiny", "llama")), "--as", "tiny:hf"]) == 0
-    assert main(["quantize", "tiny:hf", "--to", "mlx-4bit"]) == 0
+    assert main(["quantize", "tiny:hf", "--to", "MLX_4bit"]) == 0
     assert "tiny:mlx-4bit" in capsys.readouterr().out
     store = ModelStore(home)
     manifest = store.resolve("tiny:mlx-4bit")
