@@ -60,6 +60,12 @@ def export_spec(
         raise UsageError("One adapter at a time can be exported.", "Name it as BASE+ADAPTER.")
     base, adapter = store.resolve(base_name), AdapterStore(store.home).resolve(adapters[0])
     wanted = parse_fused_form(form)
+    packed = base.quantization.replace("-", "") if base.format == "mlx" else ""
+    if wanted.type.endswith("bit") and wanted.type != packed:  # it is packed again as it was
+        raise UsageError(
+            f"The weights of {base.model_name} are {f'of {packed}' if packed else 'not packed'}, not of {wanted.type}.",
+            f"Export it as mlx:{packed or 'f16'}; `localllm quantize` packs a model.",
+        )
     default = ModelName(f"{base.name}-{adapter.name}", wanted.variant)
     name = named(base, wanted.variant, parse_model_name(as_name)) if as_name else default
     arguments = {

@@ -8,7 +8,7 @@ import numpy as np
 
 from finetune.data.dataset import Dataset, load_dataset
 from finetune.data.formatter import ChatFormatter
-from finetune.data.rows import Chat, Text
+from finetune.data.rows import Chat, RowError, Text
 from finetune.examples import Example, Int32s
 from finetune.recipe import Recipe, read_recipe
 from localllm.errors import DataError, UsageError
@@ -90,12 +90,13 @@ def _changed(adapter: Path, data: Dataset) -> str:
 
 
 def _built_in(formatter: ChatFormatter) -> list[Example]:
-    if not formatter.tokenizer.chat_template:
-        return [ex for chat in _CHATS for ex in formatter.examples(Text("\n".join(chat)), "built-in")]
     examples = []
     for question, answer in _CHATS:
         turns = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-        examples += formatter.examples(Chat(turns, ()), "built-in")
+        try:
+            examples += formatter.examples(Chat(turns, ()), "built-in")
+        except RowError:  # there is no chat template, or one that wants other chats
+            examples += formatter.examples(Text(f"{question}\n{answer}"), "built-in")
     return examples
 
 

@@ -105,6 +105,13 @@ def test_rows_are_those_held_out_then_others_then_built_in(tmp_path, trained, fo
     assert gate_rows(adapter, formatter).source == "built-in chats"
 
 
+def test_a_template_that_wants_other_chats_is_no_obstacle(trained, formatter):
+    formatter.tokenizer.chat_template = "{{ raise_exception('only with tools') }}"
+    rows = gate_rows(trained[1], ChatFormatter(formatter.tokenizer))
+    assert rows.source == "built-in chats"
+    assert "What is the capital of France?" in formatter.tokenizer.decode(rows.rows[1])
+
+
 def test_limits_are_wider_the_fewer_the_bits():
     order = [limits_for(kind) for kind in ("f32", "bf16", "q8_0", "q5_k_m", "4bit", "q4_k_m", "q3_k_m", "q2_k")]
     assert all(a.agreement >= b.agreement and a.kl <= b.kl for a, b in itertools.pairwise(order))

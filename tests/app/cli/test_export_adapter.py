@@ -56,6 +56,7 @@ def test_what_predicts_something_else_is_not_kept(trained, home, capsys):
         ("tiny+mine", "zip", 2, "no type"),
         ("tiny+mine", "mlx:q4_0", 2, "no type"),
         ("tiny+mine+mine", "mlx", 2, "One adapter"),
+        ("tiny+mine", "mlx:4bit", 2, "not packed"),
         ("tiny+other", "mlx", 1, "no adapter"),
     ],
 )
@@ -70,3 +71,11 @@ def test_forms():
     assert str(parse_fused_form("mlx:4bit")) == "mlx:4bit"
     with pytest.raises(UsageError):
         parse_fused_form("hf:4bit")
+
+
+def test_packed_weights_are_packed_again_as_they_were_and_called_nothing_else(trained, capsys):
+    assert main(["quantize", "tiny:hf", "--to", "mlx-4bit"]) == 0
+    assert main(["models", "export", "tiny:mlx-4bit+mine", "--to", "mlx:8bit", "--ignore-gate"]) == 2
+    assert "are of 4bit, not of 8bit" in capsys.readouterr().err
+    assert main(["models", "export", "tiny:mlx-4bit+mine", "--to", "mlx:4bit", "--ignore-gate"]) == 0
+    assert trained.get(ModelName("tiny-mine", "mlx-4bit")).quantization == "4-bit"
