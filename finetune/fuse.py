@@ -1,4 +1,4 @@
-"""An adapter written into its model's weights: one directory that needs no adapter any more.
+"""What was trained, written into its model's weights: one directory that needs no adapter any more.
 
 Every sum is taken in float32 and rounded once, to the type that is written. What that rounding takes away of the
 adapter is measured: in 4 bits it can be most of it.
@@ -6,18 +6,18 @@ adapter is measured: in 4 bits it can be most of it.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from localllm.adapter_mlx import read_mlx_adapter
+from localllm.adapter_mlx import WEIGHTS, read_mlx_adapter
 from localllm.errors import InvalidModelError, UsageError
 from localllm.files import write_atomic
 from localllm.model_directory import read_model_config
@@ -113,6 +113,49 @@ def fuse(
             weights = {name: _cast(value, DTYPES[dtype]) for name, value in weights.items()}
     errors: dict[str, float] = {}
     tensors = [_out_tensor(name, weights, changes, errors) for name in sorted(weights)]
+    _write(base, target, config, tensors, progress, check_cancelled)
+    return Fused(errors, stacked)
+
+
+def write_whole(
+    base: Path,
+    trained: Path,
+    target: Path,
+    *,
+    progress: OnProgress = lambda *_: None,
+    check_cancelled: OnCheck = lambda: None,
+) -> None:
+    """Write ``base`` with the weights that full training gave it.
+
+    Args:
+        base: A directory in MLX's or Hugging Face's form, not packed.
+        trained: A directory whose ``adapters.safetensors`` holds every weight.
+        target: As for :func:`fuse`, like all that follows.
+        progress: As there.
+        check_cancelled: As there.
+
+    Raises:
+        InvalidModelError: ``config.json`` of the base is damaged.
+        StoreError: ``target`` holds something.
+        DiskFullError: There is no room.
+    """
+    config = read_model_config(base / "config.json")
+    weights = cast("dict[str, mx.array]", mx.load(str(trained / WEIGHTS)))
+    dtype = max(weights.values(), key=lambda value: value.size).dtype
+    config["torch_dtype"] = next(_TORCH_DTYPES[name] for name, known in DTYPES.items() if known == dtype)
+    tensors = [_out_tensor(name, weights, {}, {}) for name in sorted(weights)]
+    _write(base, target, config, tensors, progress, check_cancelled)
+
+
+def _write(
+    base: Path,
+    target: Path,
+    config: dict[str, Any],
+    tensors: Sequence[OutTensor],
+    progress: OnProgress,
+    check_cancelled: OnCheck,
+) -> None:
+    """The directory: weights, settings, and the base's tokenizer and templates."""
     total, done = sum(tensor.info.n_bytes for tensor in tensors), 0
     require_room(target.parent, total)
 
@@ -128,7 +171,6 @@ def fuse(
             if path.is_file() and path.suffix in _KEPT and path.name not in _REPLACED:
                 shutil.copy(path, work / path.name)
         write_atomic(work / "config.json", json.dumps(config, indent=2) + "\n")
-    return Fused(errors, stacked)
 
 
 def _with_adapter(base: Path, adapter: Path) -> tuple[nn.Module, dict[str, Any]]:

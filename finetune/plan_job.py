@@ -1,7 +1,10 @@
 """What training will need, measured in a process of its own: the job behind ``localllm finetune --check``."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from finetune.data.files import find_files
+from finetune.data.hub import fetch_named
 from finetune.recipe import Recipe
 from localllm.jobs.context import JobContext
 from localllm.jobs.record import JobSpec
@@ -11,9 +14,14 @@ from localllm.models.store import ModelStore
 from localllm.settings import load_settings
 
 
-def plan_spec(recipe: Recipe) -> JobSpec:
-    """The job that measures ``recipe``."""
-    arguments = {"recipe": recipe.model_dump(mode="json")}
+def plan_spec(recipe: Recipe, commits: Mapping[str, str] | None = None) -> JobSpec:
+    """The job that measures ``recipe``.
+
+    Args:
+        recipe: What would be trained.
+        commits: Of the data sets of the hub that it names and that were fetched before.
+    """
+    arguments = {"recipe": recipe.model_dump(mode="json"), "commits": dict(commits or {})}
     return JobSpec("check", f"what {recipe.model} needs", "finetune.plan_job:plan", arguments, interrupt="cancel")
 
 
@@ -26,6 +34,8 @@ def plan(context: JobContext) -> dict[str, Any]:
         MemoryFitError: It does not fit.
     """
     recipe = Recipe.model_validate(context.arguments["recipe"])
+    commits = context.arguments.get("commits", {})
+    fetched = fetch_named(recipe.data, context.home, commits=commits, check_cancelled=context.check_cancelled)
     settings = load_settings(context.home.settings_file)
     prepare_process(settings.threads, cpu=settings.gpu_layers == 0)
     # Deferred: mlx binds its BLAS as it is imported, so what imports it comes after prepare_process.
@@ -42,7 +52,8 @@ def plan(context: JobContext) -> dict[str, Any]:
     store = ModelStore(context.home)
     manifest = in_mlx_form(store, store.resolve(recipe.model), context)
     formatter = ChatFormatter(load_tokenizer(store, manifest), recipe.train_on)
-    data = load_dataset(recipe, formatter, check_cancelled=context.check_cancelled)
+    found = find_files(recipe.data, fetched)
+    data = load_dataset(recipe, formatter, found=found, check_cancelled=context.check_cancelled)
     base = load_base(store.file(manifest).parent)
     budget = machine_memory(settings.memory_gb).budget
     session = Session(recipe, base, data, context, budget, lambda _chat, _longest: "", Ranks(), lanes)

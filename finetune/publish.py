@@ -1,23 +1,26 @@
 """The end of a training: what it came to is written down, and the adapter is put into the store.
 
-There in the form that llama.cpp loads too, where that is possible.
+There in the form that llama.cpp loads too, where that is possible. After full training it is a model of its own.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from finetune.curve import loss_curve
+from finetune.fuse import write_whole
 from finetune.observer import read_history
-from finetune.recipe import Recipe, write_recipe
+from finetune.recipe import Recipe, whole_name, write_recipe
 from localllm.adapters import AdapterManifest, AdapterStore
 from localllm.errors import LocalLLMError
 from localllm.files import write_atomic
 from localllm.jobs.context import JobContext
-from localllm.jobs.events import Message
+from localllm.jobs.events import Message, Progress
 from localllm.models.manifest import Manifest
+from localllm.models.register import Making, register, require_free
 from localllm.models.store import ModelStore
 from localllm.paths import DIR_MODE
 from quant.lora import convert_adapter
@@ -28,7 +31,7 @@ _BESIDE = ("recipe.yaml", "report.json", "loss.svg", "history.jsonl")
 def finish(
     context: JobContext, store: ModelStore, base: Manifest, recipe: Recipe, trained: Path, report: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write recipe, report and curve, and install the adapter.
+    """Write recipe, report and curve, and install the adapter, or the model.
 
     Args:
         context: The job.
@@ -39,7 +42,7 @@ def finish(
         report: Of the run; the held-out losses are added.
 
     Returns:
-        The adapter's ``name``, the ``report`` and a ``summary``.
+        The ``name`` of the adapter, or of the model after full training; the ``report`` and a ``summary``.
     """
     history = read_history(context.out)
     found = held_out(history)
@@ -47,15 +50,22 @@ def finish(
     write_recipe(context.out / "recipe.yaml", recipe)
     write_atomic(context.out / "report.json", json.dumps(report, indent=2) + "\n")
     write_atomic(context.out / "loss.svg", loss_curve(history, f"{recipe.model}+{recipe.name}"))
-    adapter = publish(store, base, recipe, trained, context.out, lambda text: context.emit(Message("info", text)))
+    if recipe.method == "full":
+        name = called = str(publish_whole(context, store, base, recipe, trained).model_name)
+    else:
+        name = publish(store, base, recipe, trained, context.out, partial(_say, context)).name
+        called = f"{base.name}+{name}"
     change = "no held-out rows"
     if found is not None:
         change = f"held-out loss {found['before']:.3f} to {found['after']:.3f}"
         if found["after"] >= found["before"]:
             context.emit(Message("warning", "The held-out rows are predicted no better than before."))
-    name = f"{base.name}+{adapter.name}"
-    summary = f"{name}  {change}. Try it: localllm chat {name}"
-    return {"name": adapter.name, "report": report, "summary": summary}
+    summary = f"{called}  {change}. Try it: localllm chat {called}"
+    return {"name": name, "report": report, "summary": summary}
+
+
+def _say(context: JobContext, text: str) -> None:
+    context.emit(Message("info", text))
 
 
 def held_out(history: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
@@ -93,3 +103,34 @@ def publish(
     extras = tuple(out / name for name in _BESIDE if (out / name).is_file())
     adapter, _ = AdapterStore(store.home).install(directory, name=recipe.name or "", base=base.name, beside=extras)
     return adapter
+
+
+def publish_whole(context: JobContext, store: ModelStore, base: Manifest, recipe: Recipe, trained: Path) -> Manifest:
+    """Put the model that full training has made into the store.
+
+    Args:
+        context: The job.
+        store: Of models.
+        base: The model that was trained, in MLX's form.
+        recipe: Names the result.
+        trained: Directory of the best weights.
+
+    Raises:
+        StoreError: Another model has the name.
+        DiskFullError: There is no room.
+    """
+    name = whole_name(base.name, recipe)
+    how = f"finetune {base.model_name} --data {' '.join(recipe.data)} --method full --as {recipe.name}"
+    making = Making(name, base, how, recipe.model_dump(mode="json"))
+    waits = partial(_say, context, f"Another process makes {name}: waiting for it.")
+    with store.workspace.exclusive(store.workspace.key(f"make {name}"), waits) as work:
+        try:
+            write_whole(
+                store.file(base).parent,
+                trained,
+                work / "model",
+                progress=lambda _item, done, total: context.emit(Progress("write", done, total, unit="B")),
+            )
+            return require_free(store, making) or register(store, work / "model", making)
+        finally:
+            store.workspace.discard(work)

@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from localllm.errors import UsageError
 from localllm.files import write_atomic
+from localllm.models.names import ModelName
 from localllm.typed_paths import is_there
 
 Method = Literal["lora", "dora", "full"]
 OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "lion", "muon"]
 Checkpointing = Literal["auto", "none", "alternate", "all"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Recipe(BaseModel):
@@ -24,7 +26,7 @@ class Recipe(BaseModel):
     Attributes:
         model: A model's name in the store.
         data: Files or directories.
-        name: The adapter's name; from the first data file when None.
+        name: The adapter's name; from the first data file when None. Full training makes a model, MODEL-NAME.
         method: ``lora`` (also on 4-bit bases), ``dora`` or ``full``.
         rank: r of the adapters.
         alpha: Their output is scaled by alpha / r.
@@ -51,10 +53,10 @@ class Recipe(BaseModel):
         skip_bad: Leave bad rows out instead of refusing the data.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str
-    data: tuple[str, ...] = Field(min_length=1)
+    data: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
     name: str | None = None
     method: Method = "lora"
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -72,7 +74,7 @@ class Recipe(BaseModel):
     optimizer: OptimizerName = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -89,6 +91,11 @@ class Recipe(BaseModel):
     def scale(self) -> float:
         """What an adapter's output is multiplied by."""
         return self.alpha / self.rank
+
+
+def whole_name(base: str, recipe: Recipe) -> ModelName:
+    """What the model is called that full training makes of the one called ``base``."""
+    return ModelName(f"{base}-{recipe.name}", "mlx")
 
 
 def make_recipe(fields: dict[str, object]) -> Recipe:
@@ -113,15 +120,20 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date that no calendar has
         raise UsageError(f"The recipe {path} cannot be read: {str(error).splitlines()[0]}.") from error
     if not isinstance(fields, dict):
         raise UsageError(f"{path} is no recipe.", "A recipe is a list of `name: value` lines, beginning with `model:`.")
     data = fields.get("data")
     given = [data] if isinstance(data, str) else data
     if isinstance(given, list):
-        fields["data"] = [str(path.parent / item) if is_there(path.parent / str(item)) else item for item in given]
+        fields["data"] = [_beside(path.parent, item) for item in given]
     return make_recipe(fields)
+
+
+def _beside(directory: Path, item: object) -> object:
+    """A data file beside the recipe; whatever else is named, as it is."""
+    return str(directory / item) if isinstance(item, str) and item and is_there(directory / item) else item
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:

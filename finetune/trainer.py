@@ -194,7 +194,7 @@ class Trainer:
         if not (math.isfinite(mean) and math.isfinite(size)):
             raise DivergedError(
                 f"Training diverged at update {self.progress.step + 1}: the loss is {mean}.",
-                "Resume from the last checkpoint with a lower learning rate; nothing was overwritten.",
+                "Start it anew with a lower --learning-rate; the last good state stays in the job's checkpoints.",
             )
         self.between_updates = False
         rate = learning_rate(self.recipe, self.progress.step, self.schedule.n_steps)

@@ -6,6 +6,7 @@ from typing import Any
 
 from app.cli.follow_job import run_job
 from localllm.errors import UsageError
+from localllm.jobs.store import JobStore
 from localllm.models.store import ModelStore
 from localllm.paths import Home
 from localllm.typed_paths import is_there
@@ -75,10 +76,16 @@ def run(args: argparse.Namespace, home: Home) -> int:
         from app.cli.finetune_check import run_check
 
         return run_check(recipe, home, as_json=args.json)
-    from finetune.jobs import train_spec
+    from finetune.jobs import train_spec, unfinished
 
     hosts = str(Path(args.hosts).absolute()) if args.hosts else ""
     spec = train_spec(ModelStore(home), recipe, ranks=args.ranks, hosts=hosts)
+    if (other := unfinished(JobStore(home), spec)) is not None:
+        name = spec.arguments["recipe"]["name"]
+        raise UsageError(
+            f"A training called {name} is under way: job {other.id}.",
+            f"Choose another name with --as, or end that one: localllm jobs cancel {other.id}",
+        )
     return run_job(home, spec, detach=args.detach, show=_show_json if args.json else None)
 
 
@@ -89,6 +96,8 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
         "epochs", "steps", "learning_rate", "seed", "skip_bad",
     )  # fmt: skip
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.epochs is not None:
+        given.setdefault("steps", None)  # a recipe's, which would be taken instead of them
     return {**given, "data": args.data} if args.data else given
 
 

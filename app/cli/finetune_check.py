@@ -52,8 +52,8 @@ def run_check(recipe: "Recipe", home: Home, *, as_json: bool) -> int:
     if store.resolve(recipe.model).format != "gguf" and report.n_train and (recipe.skip_bad or not bad):
         from finetune.plan_job import plan_spec
 
-        paths = tuple(str(file.path) for file in found[0])
-        run_job(home, plan_spec(recipe.model_copy(update={"data": paths})), show=needs.update)
+        commits = {text: rows.commit for text, rows in fetched.items()}
+        run_job(home, plan_spec(recipe, commits), show=needs.update)
     if as_json:
         print(json.dumps({**asdict(report), "needs": needs or None}, indent=2, ensure_ascii=False))
     else:

@@ -47,8 +47,14 @@ class DataReport:
         if self.n_cut:
             lines.append(f"{self.n_cut} examples are longer than the limit, and are cut at the end.")
         if self.bad:
-            lines.append(f"Bad rows, left out: {len(self.bad)}.")
+            lines.append(f"Bad rows: {len(self.bad)}.")
         return lines
+
+    def named_bad(self, most: int) -> list[str]:
+        """The first so many bad rows, each with what is wrong with it, and how many more there are."""
+        named = [f"{row.source}: {row.reason}" for row in self.bad[:most]]
+        more = len(self.bad) - most
+        return [*named, f"and {more} more"] if more > 0 else named
 
 
 @dataclass(frozen=True)
@@ -99,10 +105,9 @@ def load_dataset(
     data = scan(recipe, formatter, found=found, progress=progress, check_cancelled=check_cancelled)
     bad = data.report.bad
     if bad and not recipe.skip_bad:
-        shown = "".join(f"\n  {row.source}: {row.reason}" for row in bad[:_SHOWN])
-        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        shown = "".join(f"\n  {line}" for line in data.report.named_bad(_SHOWN))
         raise DataError(
-            f"{len(bad)} of the rows cannot be learnt from:{shown}{more}",
+            f"{len(bad)} of the rows cannot be learnt from:{shown}",
             "Mend them, or leave them out with --skip-bad; --check shows all.",
         )
     if not data.train:

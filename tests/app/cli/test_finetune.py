@@ -3,12 +3,19 @@
 import json
 
 import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
 
 from app.cli.main import main
+from finetune.jobs import train_spec
+from finetune.recipe import make_recipe
 from localllm.adapters import AdapterStore
+from localllm.jobs.locks import take
+from localllm.jobs.record import JobStatus, write_status
 from localllm.jobs.store import JobStore
+from localllm.models.store import ModelStore
 from tests.fakes.hf_models import write_hf_model
-from tests.fakes.jobs import ROOT
+from tests.fakes.jobs import ROOT, ended
 
 
 @pytest.fixture
@@ -56,6 +63,10 @@ def test_what_cannot_be_is_said_before_a_job_begins(tiny, home, tmp_path, capsys
         (["finetune", "tiny:hf"], 2, "nothing to train on"),
         (["finetune", "none", "--data", str(tiny)], 1, "no model"),
         (["finetune", "tiny:hf", "--data", str(tiny), "--rank", "0"], 2, "rank"),
+        (["finetune", "tiny:hf", "--data", ""], 2, "data.0"),
+        (["finetune", "tiny:hf", "--data", str(tiny), "--as", "my bot"], 2, "'my bot'"),
+        (["finetune", "tiny:hf", "--data", str(tiny), "--as", "bot:q4"], 2, "Leave out the colon"),
+        (["finetune", "tiny:hf+bot", "--data", str(tiny)], 2, "models export tiny:hf+bot --to mlx"),
         (["finetune", str(tmp_path / "none.yaml")], 2, "cannot be read"),
     ):
         assert main(words) == code
@@ -115,6 +126,77 @@ def test_a_taken_name_is_refused_before_training(tiny, home, capsys):
     assert train(tiny, "--as", "mine") == 0
     assert train(tiny, "--as", "mine") == 2
     assert "There is an adapter mine already." in capsys.readouterr().err
+
+
+def test_a_name_that_a_training_under_way_will_take_is_refused(tiny, home, capsys):
+    recipe = make_recipe({"model": "tiny:hf", "data": [str(tiny)], "name": "mine", "steps": 2})
+    job = JobStore(home).create(train_spec(ModelStore(home), recipe))
+    write_status(job.directory, JobStatus("waiting"))
+    lock = take(job.lock_path)
+    assert train(tiny, "--as", "Mine") == 2
+    assert f"A training called mine is under way: job {job.id}." in capsys.readouterr().err
+    lock.close()
+    assert train(tiny, "--as", "mine") == 0  # the other is dead by now
+
+    JobStore(home).resume(job)
+    status = ended(job)
+    assert (status.state, status.message) == ("failed", "There is an adapter mine by now.")
+    assert f"localllm models rm +mine), and `localllm jobs resume {job.id}`" in status.hint
+    assert not list(job.out.iterdir()), "that is said before the work, not after it"
+
+
+def test_full_training_makes_a_model(tiny, home, capsys):
+    assert train(tiny, "--method", "full", "--as", "whole", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["name"] == "tiny-whole:mlx"
+    assert "localllm chat tiny-whole:mlx" in result["summary"]
+    store = ModelStore(home)
+    made = store.resolve("tiny-whole")
+    assert (made.parent.name, made.extra["recipe"]["method"]) == ("tiny:hf", "full")
+    model, _ = load_model(store.file(made).parent)
+    base, _ = load_model(store.file(store.resolve("tiny:hf")).parent)
+    weights, before = dict(tree_flatten(model.parameters())), dict(tree_flatten(base.parameters()))
+    assert weights.keys() == before.keys()
+    assert all((weights[name] != before[name]).any().item() for name in before if name.endswith("proj.weight"))
+    assert not AdapterStore(home).list()
+    assert not list(home.partial.iterdir())
+    assert train(tiny, "--method", "full", "--as", "whole") == 2
+    assert "There is a model tiny-whole:mlx already." in capsys.readouterr().err
+
+
+def test_full_training_of_packed_weights_is_refused(tiny, home, capsys):
+    assert main(["quantize", "tiny:hf", "--to", "mlx-4bit"]) == 0
+    assert main(["finetune", "tiny:mlx-4bit", "--data", str(tiny), "--method", "full"]) == 2
+    assert "models export tiny:mlx-4bit --to mlx" in capsys.readouterr().err
+
+
+def test_the_command_lines_epochs_win_over_the_recipes_steps(tiny, tmp_path, capsys):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"model: tiny:hf\ndata: '{tiny}'\nsteps: 40\nrank: 4\nbatch_tokens: 512\nsamples: 0\n")
+    assert main(["finetune", str(recipe), "--epochs", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)["report"]
+    assert report["recipe"]["steps"] is None
+    assert report["updates"] < 10
+
+
+def test_rows_that_are_left_out_are_named(tiny, tmp_path, capsys):
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"foo": 1}\n' + tiny.read_text())
+    assert train(path, "--skip-bad", "--steps", "1") == 0
+    assert "Left out: some.jsonl:1: its fields (foo) are of no known shape" in capsys.readouterr().err
+
+
+def test_check_measures_the_rows_of_a_directory_as_training_takes_them(tiny, tmp_path, capsys):
+    directory = tmp_path / "both"
+    directory.mkdir()
+    lines = tiny.read_text().splitlines(keepends=True)
+    (directory / "train.jsonl").write_text("".join(lines[:6]))
+    (directory / "valid.jsonl").write_text("".join(lines[6:]))
+    words = ["finetune", "tiny:hf", "--data", str(directory)]
+    assert main([*words, "--check", "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)["needs"]
+    assert main([*words, "--rank", "4", "--json"]) == 0
+    assert checked["updates"] == json.loads(capsys.readouterr().out)["report"]["plan"]["schedule"]["n_steps"]
 
 
 def test_check_says_what_is_in_the_data_and_what_training_needs(tiny, home, tmp_path, capsys):
