@@ -1,6 +1,7 @@
 """What the app holds besides its screens: the model it talks to, and the server, found again when it has gone."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -21,6 +22,8 @@ from serve.registry import Registry
 if TYPE_CHECKING:
     from serve.client import ChatOptions, ServeClient
 
+_WORDS = re.compile(r"\w+|[^\w\s]+")
+
 Connect = Callable[..., Awaitable["ServeClient"]]
 Ask = Callable[[ChatTurn], AsyncGenerator[TurnEvent, None]]
 Listener = Callable[[int, TurnEvent], Awaitable[None]]
@@ -34,27 +37,27 @@ class LiveAnswer:
         task: Who writes it; None until it runs.
         message_id: Its place in the tree; None until it has one.
         text: What has come so far.
-        n_deltas: Pieces that it came in, each about a token.
+        n_tokens: About as many tokens it has; a piece that came at once may be several.
         began: When the first piece came, in seconds of a clock that never goes back.
     """
 
     task: "asyncio.Task[None] | None" = None
     message_id: int | None = None
     text: str = ""
-    n_deltas: int = 0
+    n_tokens: int = 0
     began: float = 0.0
 
     def add(self, text: str) -> None:
         """Take note of one more piece."""
         self.began = self.began or time.monotonic()
         self.text += text
-        self.n_deltas += 1
+        self.n_tokens += max(1, len(_WORDS.findall(text)))
 
     @property
     def rate(self) -> float:
-        """Pieces a second so far."""
+        """Tokens a second so far."""
         seconds = time.monotonic() - self.began
-        return (self.n_deltas - 1) / seconds if seconds > 0 else 0.0
+        return (self.n_tokens - 1) / seconds if seconds > 0 else 0.0
 
 
 class Session:

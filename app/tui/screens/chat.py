@@ -208,7 +208,7 @@ class ChatScreen(ConversationsScreen):
             if live is not None and live.text and conversation_id == self.conversation_id and self.has_widgets:
                 if (view := self._live_view()) is not None:
                     await view.show_text(live.text)
-                self.status.doing = f"{live.n_deltas} tokens · {live.rate:.0f} tok/s · Esc stops"
+                self.status.doing = f"{live.n_tokens} tokens · {live.rate:.0f} tok/s · Esc stops"
             await asyncio.sleep(pause)
             busy = time.monotonic() - began - pause  # drawing here, and the layout that came during the sleep
             pause = max(_FRAME, 2 * busy)

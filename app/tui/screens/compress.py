@@ -267,7 +267,7 @@ class CompressScreen(DeedsScreen):
     def action_budget(self) -> None:
         """Ask for a budget, and plan for it."""
         title = "Memory that it may take, context included: 3GB, 800MB"
-        self.app.push_screen(LineDialog(title, ""), self._plan_for)
+        self.app.push_screen(LineDialog(title, "", "plans for it"), self._plan_for)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002  Textual's shape
         """Offer only what can be done."""

@@ -17,21 +17,28 @@ from localllm.sanitize import one_line
 
 
 class LineDialog(ModalScreen[str | None]):
-    """Asks for one line of text; None when it was left with Escape, or left empty."""
+    """Asks for one line of text; None when it was left with Escape, or left empty.
+
+    Args:
+        title: The question.
+        value: The line as it is.
+        verb: What Enter does, in the third person.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss", "Cancel", id="dialog.close")]
 
-    def __init__(self, title: str, value: str) -> None:
+    def __init__(self, title: str, value: str, verb: str = "saves") -> None:
         super().__init__()
         self._title = title
         self._value = value
+        self._verb = verb
 
     def compose(self) -> ComposeResult:
         """The question and the line."""
         with Vertical(classes="dialog"):
             yield Label(self._title, classes="dialog-title", markup=False)
             yield Input(self._value)
-            yield Label("Enter saves · Esc cancels", classes="dialog-hint", markup=False)
+            yield Label(f"Enter {self._verb} · Esc cancels", classes="dialog-hint", markup=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Answer with the line."""

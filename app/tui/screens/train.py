@@ -75,6 +75,7 @@ class TrainScreen(ChoicesScreen):
         """Go on with other choices; what was found out stays where they do not matter for it."""
         before = self.setup
         super().choose(setup)
+        self._check.leave_out(skip_bad=setup.skip_bad)
         if not setup.same_rows(before):
             self.known = replace(self.known, updates="", epochs="")
             self._read_rows()

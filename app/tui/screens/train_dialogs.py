@@ -213,8 +213,9 @@ class BadRowsDialog(ModalScreen[bool | None]):
         """The rows, and what can be done about them."""
         more = f", the first {len(self._bad):,} of them" if self._n_bad > len(self._bad) else ""
         verb = "lets them stop the training again" if self._skip else "leaves them out"
+        rows = "1 row" if self._n_bad == 1 else f"{self._n_bad:,} rows"
         with Vertical(classes="dialog", id="bad-rows"):
-            yield Label(f"{self._n_bad:,} rows cannot be learnt from{more}", classes="dialog-title", markup=False)
+            yield Label(f"{rows} cannot be learnt from{more}", classes="dialog-title", markup=False)
             yield OptionList(*[Option(self._describe(*row)) for row in self._bad], markup=False)
             yield Label(f"o {verb} · Esc closes", classes="dialog-hint", markup=False)
 

@@ -62,6 +62,7 @@ class CheckView(VerticalScroll):
         self._plan_says = ""
         self._plan_is_bad = False
         self._looking = threading.Lock()
+        self._skip_bad = False
         self.findings: Findings | None = None
         self.needs: dict[str, Any] = {}
 
@@ -92,6 +93,12 @@ class CheckView(VerticalScroll):
         self.needs, self._plan_says, self._plan_is_bad = {}, says, False
         self._draw()
         return left
+
+    def leave_out(self, *, skip_bad: bool) -> None:
+        """Take note of whether bad rows are left out, or stop the training."""
+        if skip_bad != self._skip_bad:
+            self._skip_bad = skip_bad
+            self._draw()
 
     def follow_rows(self, job: Job) -> None:
         """Follow a job of :func:`finetune.check_job.check_spec`."""
@@ -181,9 +188,13 @@ class CheckView(VerticalScroll):
         if found is None:
             lines = [Content.styled(harmless(self._doing), MUTED)]
         else:
-            offered = _UNPACK if not found.is_unpacked else _BAD_FIRST if found.n_bad else _MEASURE
+            stops = bool(found.n_bad) and not self._skip_bad
+            offered = _UNPACK if not found.is_unpacked else _BAD_FIRST if stops else _MEASURE
             plan = self._plan_says or offered
-            lines = [*_in_words(found), Content.styled(harmless(plan), "$error" if self._plan_is_bad else "")]
+            lines = [
+                *_in_words(found, skip_bad=self._skip_bad),
+                Content.styled(harmless(plan), "$error" if self._plan_is_bad else ""),
+            ]
             lines += [Content(""), *_histogram(found), *_previews(found, marked=self.app.no_color)]
         self.query_one("#check-text", Static).update(Content("\n").join(lines))
 
@@ -207,18 +218,20 @@ def _needs(needs: dict[str, Any]) -> str:
     return f"{text} {one_line(str(needs.get('note', '')), 200)}".rstrip()
 
 
-def _in_words(found: Findings) -> list[Content]:
+def _in_words(found: Findings, *, skip_bad: bool) -> list[Content]:
     share = f" ({found.n_learnt / found.n_tokens:.0%})" if found.n_tokens else ""
     lines = [
         *(Content(harmless(one_line(line, 300))) for line in found.lines if not line.startswith("Bad rows")),
         Content(f"{found.n_train:,} examples to learn from, {found.n_valid:,} held out."),
         Content(f"{found.n_tokens:,} tokens, {found.n_learnt:,} of them learnt{share}."),
     ]
+    style = MUTED if skip_bad else "$error"
     for source, reason in found.bad[:_BAD_SHOWN]:
-        lines.append(Content.styled(harmless(f"✗ {one_line(source, 60)}: {one_line(reason, 160)}"), "$error"))
+        lines.append(Content.styled(harmless(f"✗ {one_line(source, 60)}: {one_line(reason, 160)}"), style))
     if found.n_bad:
         rows = "1 bad row" if found.n_bad == 1 else f"{found.n_bad:,} bad rows"
-        lines.append(Content.styled(f"{rows}: b shows them, and can leave them out.", "$error"))
+        what = ", left out: b shows them." if skip_bad else ": b shows them, and can leave them out."
+        lines.append(Content.styled(f"{rows}{what}", style))
     return lines
 
 

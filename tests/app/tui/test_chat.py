@@ -50,6 +50,17 @@ async def test_send_and_stream(app, client, conversations, settle):
     assert client.closed
 
 
+async def test_pieces_of_several_tokens_are_counted_as_such(app, client, settle):
+    gate = asyncio.Event()
+    client.answers = [Answer([" it is. Aw, it is.", "\n\n"], hold=1, gate=gate)]  # guesses that were right come at once
+    async with app.run_test() as pilot:
+        await write(pilot, "Hi")
+        await pilot.press("enter")
+        await wait_for(pilot, lambda: app.screen.status.doing.startswith("8 tokens"))
+        gate.set()
+        await settle(pilot)
+
+
 async def test_a_second_message_carries_the_first(app, client, settle):
     async with app.run_test() as pilot:
         for text in ("One", "Two"):

@@ -183,6 +183,7 @@ async def test_a_plan_for_a_budget_is_shown_before_it_is_made(make_app, tiny, ho
         async def ask(size):
             await pilot.press("b")
             await wait_for(pilot, lambda: isinstance(app.screen, LineDialog))
+            assert "Enter plans for it" in str(app.screen.query_one(".dialog-hint").render())
             app.screen.query_one(Input).value = size
             await pilot.press("enter")
 

@@ -183,6 +183,7 @@ async def test_pull_then_export_by_real_jobs(make_app, jobs, home, settle, tmp_p
         await opened(pilot, settle, 0)
         await pilot.press("p")
         assert isinstance(app.screen, LineDialog)
+        assert "Enter fetches it" in str(app.screen.query_one(".dialog-hint").render())
         app.screen.query_one(Input).value = str(source)
         await pilot.press("enter")
         await wait_long(pilot, lambda: len(options(app)) == 1)

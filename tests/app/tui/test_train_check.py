@@ -70,11 +70,24 @@ async def test_bad_rows_are_listed_and_left_out_when_told(app, rows, finds, sett
         await pilot.press("end", "o")
         await wait_long(pilot, lambda: "Training needs about" in found(app))
         assert form(app)["bad rows"] == "left out"
+        assert "7 bad rows, left out: b shows them." in found(app)
         await pilot.press("b", "o")
         await wait_long(pilot, lambda: form(app)["bad rows"] == "stop the training")
         assert "Training needs" not in found(app)
+        assert "7 bad rows: b shows them, and can leave them out." in found(app)
         await line(pilot, 9)
         await wait_long(pilot, lambda: form(app)["bad rows"] == "left out")
+
+
+async def test_a_single_bad_row(app, rows, finds, settle):
+    finds(findings={"n_bad": 1, "bad": BAD[:1]})
+    async with app.run_test() as pilot:
+        await opened(pilot, settle)
+        await drop(pilot, str(rows))
+        await wait_long(pilot, lambda: "1 bad row: b shows them" in found(app))
+        await pilot.press("b")
+        await wait_long(pilot, lambda: isinstance(app.screen, BadRowsDialog))
+        assert "1 row cannot be learnt from" in title(app)
 
 
 async def test_a_check_that_is_not_wanted_any_more_is_ended(app, rows, finds, jobs, settle):
