@@ -29,7 +29,7 @@ from quant.mlx_learned import Samples, Watch, distil, quantize_awq, sequences
 from quant.mlx_types import MLXType, find_mlx_type
 from quant.tensors.gguf_reader import GGUFSource
 from quant.tensors.rows import OutTensor
-from quant.tensors.safetensors import INDEX, write_safetensors
+from quant.tensors.safetensors import INDEX, SafetensorsSource, write_safetensors
 from quant.tensors.source import Array, TensorInfo
 
 # Told of the stage or tensor, of what is done and of all there is: bytes, or steps.
@@ -116,10 +116,12 @@ def _load(directory: Path, notice: OnNotice) -> tuple[Any, dict[str, Any]]:
     from mlx_lm.utils import dequantize_model, load_model
 
     config = read_model_config(directory / "config.json")
+    with SafetensorsSource(directory):
+        pass  # a file that is cut short or missing is named by this, as elsewhere: mlx-lm lists hundreds of weights
     try:
         model, _ = load_model(directory, lazy=True)
     except _LOAD_ERRORS as error:
-        raise InvalidModelError(f"mlx-lm cannot load the model: {one_line(str(error), 200)}.") from error
+        raise InvalidModelError(f"mlx-lm cannot load the model: {one_line(str(error), 200).rstrip('.')}.") from error
     if config.pop("quantization", None) or config.get("quantization_config"):
         notice("The model is quantized already: its weights are unpacked first, which keeps their errors.")
         model = dequantize_model(model)

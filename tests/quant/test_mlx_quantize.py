@@ -123,6 +123,25 @@ def test_cancel_leaves_nothing(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+def test_damaged_weights_are_named_as_elsewhere(tmp_path, directory):
+    weights = directory / "model.safetensors"
+    raw = weights.read_bytes()
+    weights.write_bytes(raw[:-100])
+    with pytest.raises(InvalidModelError, match=r"100 of its \d+ bytes are missing"):
+        quantize_mlx(directory, tmp_path / "out", "mlx-4bit")
+    weights.rename(directory / "model-00001-of-00002.safetensors")
+    with pytest.raises(InvalidModelError, match="1 of 2 files of the model are missing"):
+        quantize_mlx(directory, tmp_path / "out", "mlx-4bit")
+    (directory / "model-00001-of-00002.safetensors").rename(weights)
+    weights.write_bytes(raw)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": "no_such"}))
+    with pytest.raises(InvalidModelError, match="no_such not supported") as caught:
+        quantize_mlx(directory, tmp_path / "out", "mlx-4bit")
+    assert caught.value.message.endswith("supported.")
+    assert not caught.value.message.endswith("..")
+
+
 def test_what_is_refused(tmp_path, directory):
     with pytest.raises(UsageError, match="is no type of MLX's"):
         quantize_mlx(directory, tmp_path / "x", "mlx-7bit")
