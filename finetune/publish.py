@@ -4,6 +4,7 @@ There in the form that llama.cpp loads too, where that is possible. After full t
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -120,8 +121,8 @@ def publish_whole(context: JobContext, store: ModelStore, base: Manifest, recipe
         DiskFullError: There is no room.
     """
     name = whole_name(base.name, recipe)
-    how = f"finetune {base.model_name} --data {' '.join(recipe.data)} --method full --as {recipe.name}"
-    making = Making(name, base, how, recipe.model_dump(mode="json"))
+    words = ["finetune", str(base.model_name), "--data", *recipe.data, "--method", "full", "--as", str(recipe.name)]
+    making = Making(name, base, shlex.join(words), recipe.model_dump(mode="json"))
     waits = partial(_say, context, f"Another process makes {name}: waiting for it.")
     with store.workspace.exclusive(store.workspace.key(f"make {name}"), waits) as work:
         try:

@@ -1,7 +1,9 @@
 """``localllm finetune``, by real jobs, on a tiny model."""
 
 import json
+import shlex
 
+import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
@@ -158,6 +160,9 @@ def test_full_training_makes_a_model(tiny, home, capsys):
     weights, before = dict(tree_flatten(model.parameters())), dict(tree_flatten(base.parameters()))
     assert weights.keys() == before.keys()
     assert all((weights[name] != before[name]).any().item() for name in before if name.endswith("proj.weight"))
+    best = mx.load(str(JobStore(home).list()[-1].directory / "checkpoints" / "best" / "adapters.safetensors"))
+    assert all((weights[name] == best[name]).all().item() for name in weights)
+    assert shlex.split(made.parent.how)[:4] == ["finetune", "tiny:hf", "--data", str(tiny)]
     assert not AdapterStore(home).list()
     assert not list(home.partial.iterdir())
     assert train(tiny, "--method", "full", "--as", "whole") == 2
