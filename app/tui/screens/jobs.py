@@ -119,10 +119,12 @@ class JobsScreen(Screen[Job | None]):
         sign, style = SIGNS[row.status.state]
         share = f"{row.latest.share:4.0%}" if row.latest.share is not None and row.status.state == "running" else "    "
         took = human_seconds(row.seconds) if row.seconds is not None else ""
-        room = self._room
+        title = Content(one_line(row.job.spec.title)).truncate(self._room, ellipsis=True, pad=True)
         return Content.assemble(
             (sign, style),
-            f" {one_line(row.job.spec.kind, 9):<9} {one_line(row.job.spec.title, room):<{room}} ",
+            f" {one_line(row.job.spec.kind, 9):<9} ",
+            title,
+            " ",
             (f"{row.status.state:<9} {share} {took:>8}", MUTED),
         )
 
@@ -198,7 +200,7 @@ def _head(detail: JobDetail, room: int) -> Content:
     row = detail.row
     facts = [f"{row.job.id} · {row.status.state} {one_line(row.status.detail, 60)}".rstrip()]
     title = one_line(row.job.spec.title)
-    if len(title) > room:  # the list cuts it
+    if Content(title).cell_length > room:  # the list cuts it
         facts.append(one_line(title, 200))
     share, step, progress = row.latest.share, row.latest.step, row.latest.progress
     if row.status.state == "running" and share is not None:

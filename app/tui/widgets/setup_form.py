@@ -84,7 +84,12 @@ class SetupForm(OptionList):
 def _cut(text: str, room: int) -> str:
     """The end of a long path says most."""
     room = max(20, room)
-    return text if len(text) <= room else f"…{text[1 - room :]}"
+    if Content(text).cell_length <= room:
+        return text
+    text = text[-room:]
+    while Content(text).cell_length >= room:
+        text = text[1:]
+    return f"…{text}"
 
 
 def short_paths(paths: Sequence[str]) -> str:

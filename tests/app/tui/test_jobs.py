@@ -1,6 +1,7 @@
 from contextlib import closing
 
 import pytest
+from textual.content import Content
 
 from app.tui.screens.chat import ChatScreen
 from app.tui.screens.help import HelpScreen
@@ -117,6 +118,17 @@ async def test_a_title_that_is_cut_in_the_list_is_whole_below_it(app, told, sett
         await pilot.press("j")
         await wait_for(pilot, lambda: "· failed" in str(head.render()))
         assert title in str(head.render())
+
+
+async def test_a_title_in_wide_letters_moves_nothing(app, told, settle):
+    told("finetune", "smollm2-135m:q4_1 on 会話データ集の長い名前のファイル集.jsonl", JobStatus("done", started=NOON))
+    told("pull", "short", JobStatus("done", started=NOON))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, settle, 2)
+        places = {
+            Content(option).cell_length - Content(option.partition(" done ")[2]).cell_length for option in options(app)
+        }
+        assert len(places) == 1
 
 
 @pytest.fixture

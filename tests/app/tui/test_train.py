@@ -283,6 +283,17 @@ def test_nothing_heavy_is_imported_by_the_screen():
     assert done.stdout.strip() == "[]"
 
 
+async def test_a_path_in_wide_letters_keeps_its_end_and_its_note(app, rows, finds, settle):
+    file = rows.with_name("日本語のとても長いファイル名の会話データ集です.jsonl")
+    rows.rename(file)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(pilot, settle)
+        await drop(pilot, f"'{file}'")
+        await wait_long(pilot, lambda: "1 file" in form(app)["data"])
+        assert form(app)["data"].startswith("…")
+        assert form(app)["data"].endswith("会話データ集です.jsonl  1 file, 35 B")
+
+
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)], ids=["80x24", "120x40"])
 @pytest.mark.parametrize("theme", ["localllm-dark", "localllm-light"])
 def test_snapshot(snap_compare, make_app, model, rows, finds, size, theme, monkeypatch):
