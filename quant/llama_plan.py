@@ -144,6 +144,34 @@ def refuse_lacking(plan: QuantizePlan, *, has_imatrix: bool) -> None:
     raise QuantizeError(f"{kind} needs an importance matrix ({first}{more}).", "Make one, or take q4_k_m or q3_k_m.")
 
 
+def refuse_other_model(plan: QuantizePlan, imatrix: ImportanceMatrix) -> None:
+    """Refuse an importance matrix of another model: llama.cpp would use what fits by chance, or nothing.
+
+    Raises:
+        QuantizeError: It has other inputs for a matrix, or knows none that is quantized.
+    """
+    hint = "Give one that was made for this model, or `default`."
+    quantized = [
+        tensor
+        for tensor in plan.tensors
+        if tensor.name.startswith("blk.") and tensor.reason != "kept" and tensor.to_type not in _FLOATS
+    ]
+    known = [tensor for tensor in quantized if tensor.name in imatrix.entries]
+    for tensor in known:
+        if not _fits(tensor, imatrix):
+            has, needs = imatrix.entries[tensor.name].sums.size, tensor.shape[0] * math.prod(tensor.shape[2:])
+            raise QuantizeError(
+                f"The importance matrix is of another model: it has {has} inputs for {tensor.name}, which has {needs}.",
+                hint,
+            )
+    if quantized and not known:
+        raise QuantizeError(
+            f"The importance matrix is of another model: it has nothing for {quantized[0].name} or any other matrix "
+            "that is quantized.",
+            hint,
+        )
+
+
 def _check_explicit(header: GGUFHeader, choices: QuantizeChoices) -> None:
     """llama.cpp asserts where these two do not fit; everything else falls back."""
     asked = {"output.weight": choices.output_type} | dict.fromkeys(_EMBEDDINGS, choices.embedding_type)

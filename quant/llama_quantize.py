@@ -14,7 +14,7 @@ from localllm.paths import FILE_MODE
 from quant.child import CheckCancelled, Child, Progress, never_cancelled, no_progress
 from quant.imatrix.file import read_imatrix
 from quant.llama_choices import QuantizeChoices
-from quant.llama_plan import WORKER, QuantizePlan, plan_types, refuse_lacking
+from quant.llama_plan import WORKER, QuantizePlan, plan_types, refuse_lacking, refuse_other_model
 from quant.staging import staging
 
 
@@ -79,6 +79,8 @@ def quantize_gguf(
     with Child(WORKER, f"quantizing {source.name}") as child, staging(target) as directory:
         plan = plan_types(source, choices, matrix, child=child, check_cancelled=check_cancelled)
         refuse_lacking(plan, has_imatrix=matrix is not None)
+        if matrix is not None:
+            refuse_other_model(plan, matrix)
         require_room(target.parent, plan.n_bytes)
         request = {
             "source": str(source),

@@ -3,6 +3,7 @@
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -17,6 +18,7 @@ from localllm.errors import (
     UsageError,
 )
 from localllm.gguf_header import read_gguf_header, read_gguf_parts
+from quant.imatrix.file import read_imatrix, write_imatrix
 from quant.llama_quantize import quantize_gguf
 from quant.llama_types import FILE_TYPES
 from tests.fakes.gguf_files import write_tiny_gguf
@@ -153,6 +155,22 @@ def test_a_source_that_is_cut_short_is_refused(wide, tmp_path):
     cut.write_bytes(wide.read_bytes()[:-5000])
     with pytest.raises(InvalidModelError, match="are missing"):
         quantize_gguf(cut, tmp_path / "out.gguf", "q8_0", n_threads=1)
+
+
+def test_an_importance_matrix_of_another_model_is_refused(wide, tmp_path):
+    narrow = write_tiny_gguf(tmp_path / "narrow.gguf", n_embd=64, n_ff=128)
+    other = made_up_imatrix(narrow, tmp_path / "other.gguf")
+    with pytest.raises(
+        QuantizeError, match=r"another model: it has 64 inputs for blk\.0\.attn_k\.weight, which has 256"
+    ):
+        quantize_gguf(wide, tmp_path / "out.gguf", "q4_0", imatrix=other, n_threads=1)
+    nothing = made_up_imatrix(wide, tmp_path / "nothing.gguf", leave_out="blk.0")
+    matrix = read_imatrix(nothing)
+    renamed = {name.replace("blk.", "h."): entry for name, entry in matrix.entries.items()}
+    write_imatrix(nothing, replace(matrix, entries=renamed))
+    with pytest.raises(QuantizeError, match="another model: it has nothing for"):
+        quantize_gguf(wide, tmp_path / "out.gguf", "q4_0", imatrix=nothing, n_threads=1)
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_a_model_is_not_quantized_into_itself(wide):
