@@ -117,7 +117,8 @@ class JobsScreen(Screen[Job | None]):
 
     def _describe(self, row: JobRow) -> Content:
         sign, style = SIGNS[row.status.state]
-        share = f"{row.latest.share:4.0%}" if row.latest.share is not None and row.status.state == "running" else "    "
+        done = _share(row)
+        share = f"{done:4.0%}" if done is not None else "    "
         took = human_seconds(row.seconds) if row.seconds is not None else ""
         title = Content(one_line(row.job.spec.title)).truncate(self._room, ellipsis=True, pad=True)
         return Content.assemble(
@@ -196,14 +197,20 @@ class JobsScreen(Screen[Job | None]):
         self.app.call_from_thread(self._look)
 
 
+def _share(row: JobRow) -> float | None:
+    """How much of a running job is done; None while unknown, as after a stage that has ended."""
+    share = row.latest.share
+    return share if row.status.state == "running" and share is not None and share < 1 else None
+
+
 def _head(detail: JobDetail, room: int) -> Content:
     row = detail.row
     facts = [f"{row.job.id} · {row.status.state} {one_line(row.status.detail, 60)}".rstrip()]
     title = one_line(row.job.spec.title)
     if Content(title).cell_length > room:  # the list cuts it
         facts.append(one_line(title, 200))
-    share, step, progress = row.latest.share, row.latest.step, row.latest.progress
-    if row.status.state == "running" and share is not None:
+    share, step, progress = _share(row), row.latest.step, row.latest.progress
+    if share is not None:
         filled = int(_BAR_CELLS * share)
         left = f"  {human_seconds(detail.seconds_left)} left" if detail.seconds_left is not None else ""
         facts.append(f"{'█' * filled}{'░' * (_BAR_CELLS - filled)} {share:4.0%}{left}")

@@ -24,7 +24,7 @@ from app.tui.session import Session
 from app.tui.styles import MUTED
 from app.tui.widgets.job_bar import JobBar
 from app.tui.widgets.key_bar import KeyBar
-from localllm.adapters import AdapterManifest, AdapterStore
+from localllm.adapters import AdapterManifest, AdapterStore, split_name
 from localllm.errors import UsageError
 from localllm.jobs.job import Job
 from localllm.jobs.record import JobSpec
@@ -101,7 +101,7 @@ class ModelsScreen(DeedsScreen):
         at = list(self._entries).index(self._shown) if self._shown in self._entries else 0
         self._entries = {entry.name: entry for entry in entries}
         names = list(self._entries)
-        wanted = highlight or self._shown or self._session.model
+        wanted = highlight or self._shown or split_name(self._session.model)[0]
         if wanted not in self._entries:  # the next one, where the highlighted one was deleted
             wanted = names[min(at, len(names) - 1)] if names else ""
         self._shown = wanted or None
@@ -130,7 +130,8 @@ class ModelsScreen(DeedsScreen):
     def _describe(self, entry: Entry) -> Content:
         wide = self.size.width >= _WIDE
         room = max(16, self.size.width - (54 if wide else 36))
-        mark = "▸ " if entry.name == self._session.model else "  "
+        base, adapters = split_name(self._session.model)
+        mark = "▸ " if entry.name in (base, *(f"+{name}" for name in adapters)) else "  "
         branch = "  " * (min(entry.depth, 6) - 1) + "└ " if entry.depth else ""
         n_ctx, licence = 0, ""
         if isinstance(entry.item, Manifest):

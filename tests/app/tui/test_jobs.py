@@ -120,6 +120,16 @@ async def test_a_title_that_is_cut_in_the_list_is_whole_below_it(app, told, sett
         assert title in str(head.render())
 
 
+async def test_a_stage_that_is_done_is_not_the_whole_job(app, told, settle):
+    job = told("finetune", "rows", JobStatus("running", started=NOON), Progress("rows", 12, 12, "made tokens"))
+    with closing(take(job.lock_path)):  # this process plays the job's
+        async with app.run_test() as pilot:
+            await opened(pilot, settle, 1)
+            head = app.screen.query_one("#job-head")
+            await wait_for(pilot, lambda: "rows made tokens" in str(head.render()))
+            assert "%" not in options(app)[0] + str(head.render())
+
+
 async def test_a_title_in_wide_letters_moves_nothing(app, told, settle):
     told("finetune", "smollm2-135m:q4_1 on 会話データ集の長い名前のファイル集.jsonl", JobStatus("done", started=NOON))
     told("pull", "short", JobStatus("done", started=NOON))

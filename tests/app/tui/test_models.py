@@ -18,6 +18,7 @@ from localllm.models.names import ModelName
 from localllm.models.store import ModelStore
 from tests.app.tui.test_chat import notices, wait_for
 from tests.app.tui.test_hostile import HOSTILE, assert_clean
+from tests.app.tui.test_library import put_adapter
 from tests.app.tui.test_windows import options
 from tests.fakes.client import FakeClient
 from tests.fakes.gguf_files import write_tiny_gguf
@@ -218,6 +219,19 @@ async def test_what_cannot_be_pulled_is_told(app, settle, tmp_path):
         await wait_for(pilot, lambda: any(notice.severity == "error" for notice in app._notifications))
         assert "\x1b" not in notices(app)
         assert isinstance(app.screen, ModelsScreen)
+
+
+async def test_a_model_with_an_adapter_is_marked(make_app, home, settle):
+    put_model(home, "a", "q4_1")
+    put_model(home, "b", "q4_1")
+    put_adapter(home, "poems", "b")
+    app = make_app()
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        app.session.model = "b:q4_1+poems"
+        await opened(pilot, settle, 3)
+        assert [option[:2] for option in options(app)] == ["  ", "▸ ", "▸ "]
+        assert app.screen.query_one("#library").highlighted == 1
 
 
 async def test_a_failing_job_is_told(app, start, home, settle):
