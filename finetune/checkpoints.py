@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from finetune.lora import load_weights, save_adapter
 from finetune.trainer import Progress
-from localllm.errors import DiskFullError
+from localllm.errors import DiskFullError, InvalidModelError
 from localllm.files import sync_directory
 from localllm.paths import DIR_MODE, FILE_MODE
 
@@ -65,19 +65,31 @@ class Checkpoints:
         """Put the newest checkpoint into ``model``, ``optimizer`` and the random state; None when there is none.
 
         Raises:
-            InvalidModelError: It belongs to another recipe.
+            InvalidModelError: It belongs to another recipe, or is damaged.
         """
         saved = self._saved()
         if not saved:
             return None
         newest = saved[-1]
-        load_weights(newest, model)
-        state = cast("dict[str, mx.array]", mx.load(str(newest / _OPTIMIZER)))
-        optimizer.state = tree_unflatten(list(state.items()))
-        record = json.loads((newest / _PROGRESS).read_text(encoding="utf-8"))
-        restore_random(record.pop("random"))
-        record["best_loss"] = math.inf if record["best_loss"] is None else record["best_loss"]
-        return Progress(**record)
+        try:
+            load_weights(newest, model)
+            state = cast("dict[str, mx.array]", mx.load(str(newest / _OPTIMIZER)))
+            optimizer.state = tree_unflatten(list(state.items()))
+            record = json.loads((newest / _PROGRESS).read_text(encoding="utf-8"))
+            restore_random(record.pop("random"))
+            record["best_loss"] = math.inf if record["best_loss"] is None else record["best_loss"]
+            return Progress(**record)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+        ) as error:  # mlx's are RuntimeErrors
+            raise InvalidModelError(
+                f"The checkpoint {newest} is damaged.", "Remove it and resume: an older one, or the beginning, is next."
+            ) from error
 
     def newest(self) -> Path:
         """The directory of the newest checkpoint; there must be one."""

@@ -1,6 +1,7 @@
 """The loop: it learns, resumes to the last bit, keeps the best, stops when it should."""
 
 import math
+import shutil
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,7 @@ from finetune.ranks import Ranks
 from finetune.recipe import Recipe
 from finetune.steps import Stepper
 from finetune.trainer import DivergedError, Progress, Schedule, Trainer
-from localllm.errors import DiskFullError, JobCancelledError
+from localllm.errors import DiskFullError, InvalidModelError, JobCancelledError
 from tests.fakes.tiny_llama import random_examples, tiny_llama
 
 EXAMPLES = random_examples(40)
@@ -122,6 +123,17 @@ def test_two_checkpoints_and_the_best_are_kept(tmp_path):
     assert {path.name for path in (tmp_path / "best").iterdir()} == {
         "adapter_config.json", "adapters.safetensors", "progress.json",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["progress.json", "optimizer.safetensors", "adapters.safetensors"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(tmp_path, name):
+    Run(tmp_path).run()
+    (tmp_path / "step-000012" / name).write_bytes(b"x" * 20)
+    with pytest.raises(InvalidModelError, match="step-000012 is damaged") as raised:
+        Run(tmp_path).resume()
+    assert "Remove it and resume" in raised.value.hint
+    shutil.rmtree(tmp_path / "step-000012")
+    assert Run(tmp_path).resume().trainer.progress.step == 9
 
 
 def test_a_full_disk_keeps_what_was_whole(tmp_path, monkeypatch):
