@@ -48,7 +48,7 @@ def convert_adapter(source: Path, target: Path, *, to: AdapterForm, base: Path) 
         base: The model it is for: a directory with config.json, or a GGUF file. Only its settings are read.
 
     Raises:
-        InvalidModelError: The adapter or the model is damaged, or cannot be converted.
+        InvalidModelError: The adapter or the model is damaged, of another size than the other, or cannot be converted.
         StoreError: ``target`` holds something.
         DiskFullError: There is no room.
     """
@@ -56,6 +56,8 @@ def convert_adapter(source: Path, target: Path, *, to: AdapterForm, base: Path) 
         raise UsageError(f"{to!r} is no form of an adapter.", f"Choose from {', '.join(FORMS)}.")
     modules = Modules.of_model(base)
     lora = _read(source, modules)
+    for name, pair in lora.pairs.items():
+        modules.check_fits(modules.named(name), pair.a, pair.b)
     if to == "gguf":
         write_gguf_adapter(target, lora, modules)
         return

@@ -8,7 +8,7 @@ import numpy as np
 from localllm.errors import InvalidModelError
 from localllm.model_directory import read_model_config
 from localllm.sanitize import one_line
-from quant.architectures.config import config_of, flatten_config, with_defaults
+from quant.architectures.config import config_of, flatten_config, impossible_settings, with_defaults
 from quant.architectures.family import Config, Family, Rule, Transform
 from quant.architectures.plan import Heads, renamed, steps
 from quant.architectures.registry import family_of_config, family_of_metadata
@@ -60,7 +60,9 @@ class Modules:
 
     def __init__(self, family: Family, config: Config, *, tied: bool) -> None:
         self._family = family
-        self._heads = Heads.of(family, config)
+        with impossible_settings("config.json"):
+            self._heads = Heads.of(family, config)
+            self._shapes = self._heads.sizes(family, config).by_module
         self.architecture = family.architecture
         self.n_layer = self._heads.n_layer
         self.tied = tied
@@ -113,6 +115,27 @@ class Modules:
                 "Train it without that module.",
             )
         return module
+
+    def check_fits(self, module: Module, a: Array, b: Array) -> None:
+        """Refuse a pair that is for a model of another size.
+
+        Args:
+            module: What it changes.
+            a: As :class:`.lora.LoraPair` has it.
+            b: Likewise.
+
+        Raises:
+            InvalidModelError: The module has other inputs or outputs.
+        """
+        *_, outputs, inputs = self._shapes.get(module.gguf.rpartition(".")[2], (0, 0))
+        if module.gguf == EMBEDDING:  # its inputs are tokens, and its rows
+            outputs, inputs = inputs, outputs
+        if inputs not in (0, a.shape[-1]) or outputs not in (0, b.shape[-2]):
+            raise InvalidModelError(
+                f"The adapter does not fit the model: its {one_line(module.name, 80)} takes {a.shape[-1]} numbers and "
+                f"gives {b.shape[-2]}; the model's takes {inputs or 'any'} and gives {outputs or 'any'}.",
+                "Name the model that it was made for.",
+            )
 
     def to_gguf_rows(self, module: Module, rows: Array) -> Array:
         """A module's output rows (outputs, ...) in GGUF's order."""

@@ -187,6 +187,16 @@ def test_what_other_forms_cannot_hold_is_refused_by_name(tmp_path, arrays, confi
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "peft"]
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(64, 32), (96, 64)])
+@pytest.mark.parametrize("to", ["gguf", "mlx"])
+def test_an_adapter_of_a_model_of_another_size_is_refused(tmp_path, rows, columns, to):
+    model = write_hf_model(tmp_path / "hf", "llama")
+    adapter = peft(tmp_path / "a", half("0.self_attn.q_proj", rows=rows, columns=columns))
+    with pytest.raises(InvalidModelError, match=r"does not fit the model: its .*q_proj takes"):
+        convert_adapter(adapter, tmp_path / "made", to=to, base=model)
+    assert not (tmp_path / "made").exists()
+
+
 def test_dora_is_refused(tmp_path):
     model = write_hf_model(tmp_path / "hf", "llama")
     mine = write_lora(tmp_path / "mine", model, ("self_attn.q_proj",))
