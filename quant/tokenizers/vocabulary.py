@@ -12,6 +12,7 @@ from quant.tokenizers.token_types import TokenizerMetadata, TokenType, looks_spe
 # What llama.cpp's converter gives to tokens that no merge makes, and to rows without a token.
 ADDED_SCORE = -1000.0
 PADDING_SCORE = -10000.0
+_MOST_TOKENS = 1 << 22  # sixteen times Gemma's: a row for each is laid out before the embedding is looked at
 
 
 @dataclass
@@ -40,10 +41,12 @@ class Vocabulary:
             scores: Theirs, for a SentencePiece-like model.
 
         Raises:
-            InvalidModelError: An id is negative, or one of the model's own tokens has no row in the embedding.
+            InvalidModelError: There are impossibly many, an id is negative, or one of the model's own tokens has no row in the embedding.
         """
         highest = max([*normal, *source.added], default=-1)
         n_vocab = source.n_vocab or highest + 1
+        if n_vocab > _MOST_TOKENS:
+            raise InvalidModelError(f"The model claims {n_vocab} tokens.", "Its config.json or tokenizer is damaged.")
         # Added tokens past the embedding (Gemma 3's image token) cannot be used by the model: left out.
         if not 0 <= max(normal, default=-1) < n_vocab or min([*normal, *source.added]) < 0:
             raise InvalidModelError(

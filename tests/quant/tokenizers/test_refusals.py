@@ -103,6 +103,12 @@ def test_a_vocabulary_larger_than_the_model_is_refused(gpt2: Path) -> None:
         gguf_tokenizer(gpt2)
 
 
+def test_an_impossible_number_of_tokens_is_refused_before_they_are_laid_out(gpt2: Path) -> None:
+    edit(gpt2, lambda content: content.update(vocab_size=10**12), "config.json")
+    with pytest.raises(InvalidModelError, match="claims 1000000000000 tokens"):
+        gguf_tokenizer(gpt2)
+
+
 def test_two_tokens_of_one_text_are_refused(tmp_path: Path) -> None:
     source = wordpiece(tmp_path / "source")
     # "##▁x" loses its mark, and "x" gains one: both become "▁x".
