@@ -76,7 +76,7 @@ class Heads:
 
     def rotary(self, tensor: TensorInfo, *, interleave: bool) -> tuple[Piece, ...]:
         """Rotary halves as pairs, or the reverse."""
-        if tensor.n_rows % self.width or self.width % 2:
+        if not self.width or tensor.n_rows % self.width or self.width % 2:
             raise wrong_shape(tensor.name, tensor.shape)
         return (Piece(tensor.name, 0, tensor.n_rows, self.width, interleave),)
 

@@ -41,8 +41,8 @@ class Vocabulary:
             scores: Theirs, for a SentencePiece-like model.
 
         Raises:
-            InvalidModelError: There are impossibly many, an id is negative, or one of the model's own tokens has no row in
-                the embedding.
+            InvalidModelError: There are impossibly many, an id is negative, or one of the model's own tokens has no row
+                in the embedding.
         """
         highest = max([*normal, *source.added], default=-1)
         n_vocab = source.n_vocab or highest + 1

@@ -158,6 +158,7 @@ def test_a_projection_that_does_not_hold_whole_heads_is_refused():
     ("kind", "changes", "tensor"),
     [
         ("llama", {"hidden_size": 128, "head_dim": 16}, "embed_tokens"),
+        ("llama", {"hidden_size": 1}, "q_proj"),
         ("llama", {"intermediate_size": 128}, "gate_proj"),
         ("llama", {"num_key_value_heads": 4}, "k_proj"),
         ("llama-bias", {"num_attention_heads": 8, "head_dim": 16}, "q_proj"),
