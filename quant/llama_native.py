@@ -136,7 +136,7 @@ def _provenance(imatrix: ImportanceMatrix, label: str) -> list[Any]:
 
 def _string(key: str, value: str) -> Any:
     pair = lib.llama_model_kv_override(tag=_OVERRIDE_STRING, key=key.encode())
-    pair.value.val_str = value.encode()[:_MAX_STRING]
+    pair.value.val_str = value.encode()[:_MAX_STRING].decode("utf-8", "ignore").encode()  # a letter is cut off whole
     return pair
 
 

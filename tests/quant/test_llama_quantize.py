@@ -75,6 +75,12 @@ def test_the_metadata_says_where_the_imatrix_came_from_without_folders(wide, ima
     assert (tmp_path / "out.gguf").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_long_name_of_an_imatrix_is_cut_between_letters(wide, tmp_path):
+    imatrix = made_up_imatrix(wide, tmp_path / f"{'ß' * 70}.gguf")
+    quantize_gguf(wide, tmp_path / "out.gguf", "q8_0", imatrix=imatrix, n_threads=1)
+    assert read_gguf_header(tmp_path / "out.gguf").metadata["quantize.imatrix.file"] == "ß" * 63
+
+
 def test_progress_names_every_tensor_up_to_the_last(wide, tmp_path):
     seen: list[tuple[str, int, int | None]] = []
     quantize_gguf(wide, tmp_path / "out.gguf", "q8_0", n_threads=1, progress=lambda *said: seen.append(said))
