@@ -38,7 +38,20 @@ from quant.measure.run import MeasureOptions, make_reference, measure
 
 # What a tensor's rows cannot take becomes another type, which is then a candidate for it. The old forms in blocks of 32
 # are here for what they do to the inputs.
-CANDIDATES = ("q8_0", "q6_k", "q5_k_s", "q4_k_s", "iq4_xs", "iq3_s", "q3_k_s", "iq3_xxs", "q2_k", "q5_1", "q5_0", "q4_1")
+CANDIDATES = (
+    "q8_0",
+    "q6_k",
+    "q5_k_s",
+    "q4_k_s",
+    "iq4_xs",
+    "iq3_s",
+    "q3_k_s",
+    "iq3_xxs",
+    "q2_k",
+    "q5_1",
+    "q5_0",
+    "q4_1",
+)
 _PROBE = "q3_k_s"  # far enough from the source to be measured on little text, near enough to be a small disturbance
 DEFAULT_OPTIONS = MeasureOptions(n_ctx=256, max_chunks=8)
 _FLOATS = ("F32", "F16", "BF16")
