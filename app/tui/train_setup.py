@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from app.tui.job_rows import TRAINING, read_rows
-from finetune.jobs import train_spec
+from finetune.jobs import train_spec, unfinished
 from finetune.recipe import Recipe, make_recipe, write_recipe
 from localllm.adapters import AdapterStore
 from localllm.errors import JobError, UsageError
@@ -160,12 +159,9 @@ def settled(store: ModelStore, jobs: JobStore, setup: Setup) -> JobSpec:
         LocalLLMError: As :func:`finetune.jobs.train_spec` does; or a training that runs will take the name.
     """
     spec = train_spec(store, setup.recipe())
-    name = spec.arguments["recipe"]["name"]
-    for row in read_rows(jobs):
-        other = row.job.spec
-        same_name = other.kind == TRAINING and recipe_of(row.job).get("name") == name
-        if same_name and other != spec and not row.status.has_ended:
-            raise UsageError(f"A training called {name} is under way.", "Choose another name; t shows it.")
+    if unfinished(jobs, spec) is not None:
+        name = spec.arguments["recipe"]["name"]
+        raise UsageError(f"A training called {name} is under way.", "Choose another name; t shows it.")
     return spec
 
 
@@ -212,13 +208,20 @@ def discard(jobs: JobStore, job: Job) -> None:
         jobs.remove(job)
 
 
-def chat_name(store: ModelStore, adapter_name: str, model: str) -> str:
-    """What the chat calls a trained model: the model that was trained where that can take the adapter; reads the disk.
+def chat_name(store: ModelStore, made: str, model: str) -> str:
+    """What the chat calls what was trained; reads the disk.
+
+    Args:
+        store: Has the models.
+        made: What the training made: an adapter's name, or after full training a model's.
+        model: The model that was trained; it carries the adapter if it can.
 
     Raises:
         LocalLLMError: No model is here that can.
     """
-    adapter = AdapterStore(store.home).resolve(adapter_name)
+    if ":" in made:
+        return made
+    adapter = AdapterStore(store.home).resolve(made)
     fitting = [other for other in store.list() if adapter.is_for(other)]
     if not fitting:
         raise UsageError(f"The model of +{adapter.name} is not here in a form that fits.", f"Pull {adapter.base}.")

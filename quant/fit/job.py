@@ -17,7 +17,7 @@ from localllm.models.names import parse_model_name
 from localllm.models.register import Making, named, register, require_free
 from localllm.models.store import ModelStore
 from localllm.paths import DIR_MODE
-from quant.fit.plan import FitPlan, budget_for_tensors, parse_budget, plan_fit
+from quant.fit.plan import FitPlan, budget_for_tensors, parse_budget, plan_fit, require_possible
 from quant.fit.sensitivity import DEFAULT_OPTIONS, Sensitivity, measure_sensitivity, read_sensitivity
 from quant.fit.text import probing_texts
 from quant.importance import CHATS, ImportanceChoice, obtain_imatrix
@@ -86,6 +86,9 @@ def fit(context: JobContext) -> dict[str, Any]:
             source = source_gguf(
                 store, making.parent, work, progress=telling(context, "convert", "B"), check_cancelled=check
             )
+            header = read_gguf_parts(source_parts(source))
+            budget = budget_for_tensors(header, context.arguments["fit"], context.arguments["ctx"])
+            require_possible(header, budget)
             imatrix = obtain_imatrix(
                 context.home,
                 ImportanceChoice(context.arguments["imatrix"]),
@@ -95,7 +98,9 @@ def fit(context: JobContext) -> dict[str, Any]:
                 progress=telling(context, "measure importance"),
                 check_cancelled=check,
             )
-            plan = _plan(context, making.parent, source, imatrix, work)
+            plan = plan_fit(header, _sensitivity(context, making.parent, source, imatrix, work), budget)
+            for line in plan_lines(plan):
+                context.emit(Message("info", line))
             record = {**asdict(plan), "ctx": context.arguments["ctx"], "memory": context.arguments["fit"]}
             if context.arguments["dry_run"]:
                 return {"plan": record, "summary": "\n".join(plan_lines(plan))}
@@ -128,16 +133,6 @@ def plan_lines(plan: FitPlan) -> list[str]:
     ]
     total = f"{plan.n_bytes:,} of {plan.budget:,} bytes, predicted KL {plan.predicted_kl:.5f} nats a token"
     return [*lines, total]
-
-
-def _plan(context: JobContext, parent: Manifest, source: Path, imatrix: Path | None, work: Path) -> FitPlan:
-    header = read_gguf_parts(source_parts(source))
-    budget = budget_for_tensors(header, context.arguments["fit"], context.arguments["ctx"])
-    sensitivity = _sensitivity(context, parent, source, imatrix, work)
-    plan = plan_fit(header, sensitivity, budget)
-    for line in plan_lines(plan):
-        context.emit(Message("info", line))
-    return plan
 
 
 def _sensitivity(context: JobContext, parent: Manifest, source: Path, imatrix: Path | None, work: Path) -> Sensitivity:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from localllm.errors import MemoryFitError, UsageError
 from localllm.gguf_header import GGUFHeader
+from localllm.gguf_types import TENSOR_TYPES
 from localllm.memory import gigabytes, model_shape
 from quant.fit.groups import role_of
-from quant.fit.sensitivity import Sensitivity
+from quant.fit.sensitivity import CANDIDATES, Sensitivity
 from quant.fit.solver import Option, solve
 from quant.llama_types import FILE_TYPES
 
 _ALIGNMENT = 32
 _SIZE = re.compile(r"^([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?$", re.IGNORECASE)
+_CANDIDATE_TYPES = frozenset(FILE_TYPES[name].base for name in CANDIDATES)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -102,6 +104,24 @@ def budget_for_tensors(header: GGUFHeader, memory: int, n_ctx: int) -> int:
             "Give it more memory, or a shorter context with --ctx.",
         )
     return memory - beside
+
+
+def require_possible(header: GGUFHeader, budget: int) -> None:
+    """Refuse a budget that cannot hold the tensors at any type, before anything is measured.
+
+    Raises:
+        MemoryFitError: Even with every matrix at the fewest bits of all candidates, the tensors take more.
+    """
+    least_bits = min(8 * kind.n_bytes / kind.block for kind in TENSOR_TYPES.values() if kind.name in _CANDIDATE_TYPES)
+    least = sum(
+        tensor.n_elements * least_bits / 8 if len(tensor.shape) > 1 else tensor.n_bytes for tensor in header.tensors
+    )
+    if least > budget:
+        raise MemoryFitError(
+            f"The model's tensors take {gigabytes(int(least))} at the very least, and {gigabytes(budget)} are left "
+            "for them.",
+            "Give it more memory, a shorter context (--ctx), or take a smaller model.",
+        )
 
 
 def plan_fit(header: GGUFHeader, sensitivity: Sensitivity, budget: int) -> FitPlan:

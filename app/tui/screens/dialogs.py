@@ -84,6 +84,7 @@ class ChoiceDialog(ModalScreen[str | None]):
     Args:
         title: What they are.
         choices: The words, each with a few more about it.
+        current: The one in use, where one is; the list begins at it.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -92,10 +93,11 @@ class ChoiceDialog(ModalScreen[str | None]):
         Binding("k", "app.simulate_key('up')", show=False, id="choice.up"),
     ]
 
-    def __init__(self, title: str, choices: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, title: str, choices: Sequence[tuple[str, str]], current: str = "") -> None:
         super().__init__()
         self._title = title
         self._choices = choices
+        self._current = current
 
     def compose(self) -> ComposeResult:
         """One option a word."""
@@ -106,6 +108,12 @@ class ChoiceDialog(ModalScreen[str | None]):
                 markup=False,
             )
             yield Label("Enter takes it · Esc cancels", classes="dialog-hint", markup=False)
+
+    def on_mount(self) -> None:
+        """Begin at what is in use."""
+        words = [word for word, _ in self._choices]
+        if self._current in words:
+            self.query_one(OptionList).highlighted = words.index(self._current)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Answer with the word."""

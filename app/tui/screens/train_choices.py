@@ -112,7 +112,7 @@ class ChoicesScreen(DeedsScreen):
         about = setting(name)
         take = partial(self._take_setting, name)
         if about.choices:
-            self.app.push_screen(ChoiceDialog(about.about, about.choices), take)
+            self.app.push_screen(ChoiceDialog(about.about, about.choices, self.setup.text(name)), take)
         else:
             value = self.setup.text(name)
             dialog = SettingDialog(about.label, about.about, value, partial(self.setup.with_text, name))
@@ -152,7 +152,8 @@ class ChoicesScreen(DeedsScreen):
             self.app.call_from_thread(self.say, _NO_MODEL)
             return
         choices = [(str(model.model_name), f"{human_bytes(model.size)}  {_about(model)}") for model in models]
-        self.app.call_from_thread(self.ask, ChoiceDialog("Train which model?", choices), self._take_model)
+        dialog = ChoiceDialog("Train which model?", choices, self.setup.model)
+        self.app.call_from_thread(self.ask, dialog, self._take_model)
 
     # ── the recipe ──
 

@@ -11,8 +11,10 @@ from app.tui.screens.help import HelpScreen
 from app.tui.screens.train import TrainScreen
 from app.tui.screens.train_dialogs import PathsDialog, SettingDialog
 from app.tui.screens.train_run import TrainRunScreen
-from app.tui.train_setup import Setup
+from app.tui.train_setup import Setup, chat_name
+from localllm.errors import LocalLLMError
 from localllm.jobs.record import JobSpec
+from localllm.models.store import ModelStore
 from tests.app.tui.test_chat import notices, write
 from tests.app.tui.test_hostile import HOSTILE, assert_clean
 from tests.app.tui.test_models import wait_long
@@ -120,6 +122,8 @@ async def test_choices_show_what_they_come_to(app, home, rows, finds, settle):
         assert form(app)["epochs"] == "by the data  about 9.6 passes"
         await line(pilot, 3, "end", "enter")
         await wait_long(pilot, lambda: form(app)["rank"] == "16  not used")
+        await line(pilot, 3, "enter")
+        assert form(app)["rank"] == "16  not used", "the list begins at what is in use"
         await line(pilot, 4, *"999999", "enter")
         assert "rank is wrong" in str(app.screen.query_one("#dialog-about").render())
         await pilot.press(*["backspace"] * 6, *"8", "enter")
@@ -312,3 +316,9 @@ def test_snapshot(snap_compare, make_app, model, rows, finds, size, theme, monke
         await pilot.pause()
 
     assert snap_compare(app, run_before=look, terminal_size=size)
+
+
+def test_what_full_training_made_is_chatted_with_as_a_model(home):
+    assert chat_name(ModelStore(home), "m-my-rows:mlx", "m:f16") == "m-my-rows:mlx"
+    with pytest.raises(LocalLLMError, match="no adapter 'my-rows'"):
+        chat_name(ModelStore(home), "my-rows", "m:f16")

@@ -11,7 +11,7 @@ from quant.child import never_cancelled, no_progress
 from quant.chunks import Text
 from quant.fit.errors import relative_errors
 from quant.fit.groups import group_of, role_of
-from quant.fit.plan import budget_for_tensors, parse_budget, plan_fit
+from quant.fit.plan import budget_for_tensors, parse_budget, plan_fit, require_possible
 from quant.fit.sensitivity import Stored, measure_sensitivity, read_sensitivity
 from quant.llama_quantize import quantize_gguf
 from quant.measure.run import MeasureOptions
@@ -94,6 +94,15 @@ def test_the_plan_is_what_is_made(model, sensitivity, tmp_path):
     assert plan.predicted_kl == pytest.approx(sum(share.predicted_kl for share in plan.shares))
     with pytest.raises(MemoryFitError):
         plan_fit(header, sensitivity, 1000)
+
+
+def test_what_no_type_fits_into_is_refused_before_it_is_measured(model, sensitivity):
+    header = read_gguf_header(model)
+    kept = sum(tensor.n_bytes for tensor in header.tensors if tensor.name not in sensitivity.tensors)
+    least = kept + sum(min(stored.n_bytes for stored in kinds.values()) for kinds in sensitivity.tensors.values())
+    require_possible(header, least)
+    with pytest.raises(MemoryFitError, match="at the very least"):
+        require_possible(header, int(0.9 * least))
 
 
 def test_it_is_kept_and_its_scales_serve_the_next_of_the_family(model, sensitivity, tmp_path):
