@@ -12,7 +12,7 @@ the largest type of either block; the KL beyond the predicted becomes an error t
 type of that block.
 
 Measuring the KL of every tensor at every type instead would run the model some thousand times; this runs it some forty
-times. All this depends on the architecture more than on the weights: what was
+times, and once a layer. All this depends on the architecture more than on the weights: what was
 measured of one model can be given for the next of its family, and then no model runs at all.
 """
 
@@ -55,7 +55,7 @@ CANDIDATES = (
 _PROBE = "q3_k_s"  # far enough from the source to be measured on little text, near enough to be a small disturbance
 DEFAULT_OPTIONS = MeasureOptions(n_ctx=256, max_chunks=8)
 _FLOATS = ("F32", "F16", "BF16")
-_FORMAT = 3
+_FORMAT = 4
 _BLOCK_OF = {kind.name: str(kind.block) for kind in TENSOR_TYPES.values()}
 _BLOCKS = ("256", "32")
 
@@ -79,7 +79,7 @@ class Sensitivity:
 
     Attributes:
         architecture: ``llama``, …
-        n_layer: Layers; the groups are thirds of them.
+        n_layer: Layers; most groups are thirds of them.
         tensors: By tensor and type.
         scales: KL divergence (nats a token) for each unit of error, by group.
         rounding: Error that comes from rounding a tensor's inputs, by role and by the type's block (``256``, ``32``).

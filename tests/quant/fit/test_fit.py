@@ -173,3 +173,4 @@ def test_groups():
         "attn_q:middle",
         "attn_q:last",
     ]
+    assert [group_of(f"blk.{n}.ffn_down.weight", 30) for n in (0, 11)] == ["ffn_down:0", "ffn_down:11"]
