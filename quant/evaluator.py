@@ -35,8 +35,14 @@ class Evaluator(Protocol):
         """Free everything."""
 
 
-def open_evaluator(model: Path, *, n_ctx: int, n_threads: int) -> Evaluator:
+def open_evaluator(model: Path, *, n_ctx: int, n_threads: int, as_served: bool) -> Evaluator:
     """Load a GGUF file with llama.cpp, or a directory with MLX. Only in a child process: either may end it.
+
+    Args:
+        model: The file or directory.
+        n_ctx: Tokens that are run at once, at most.
+        n_threads: Of the CPU.
+        as_served: Compute as the server does. Else MLX may unpack weights for speed: the same but for rounding.
 
     Raises:
         InvalidModelError: The model is damaged, or of an unknown kind.
@@ -44,7 +50,7 @@ def open_evaluator(model: Path, *, n_ctx: int, n_threads: int) -> Evaluator:
     if model.is_dir():
         from quant.mlx_eval import MLXEvaluator  # deferred: mlx-lm takes 2 s to import
 
-        return MLXEvaluator(model, n_threads=n_threads)
+        return MLXEvaluator(model, n_threads=n_threads, as_served=as_served)
     from quant.llama_eval import LlamaEvaluator  # deferred: llama_cpp takes 0.4 s to import
 
     return LlamaEvaluator(model, n_ctx=n_ctx, n_threads=n_threads)

@@ -1,5 +1,6 @@
 """Measuring models: GGUF and MLX by the same numbers, and a source against itself."""
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -8,7 +9,10 @@ from localllm.gguf_header import read_gguf_header
 from quant.chunks import Text
 from quant.convert import from_gguf
 from quant.llama_quantize import quantize_gguf
+from quant.measure.reference import Reference
 from quant.measure.run import MeasureOptions, make_reference, measure, measure_speed
+from quant.measure.scores import Perplexity, negative_log_likelihoods
+from quant.mlx_quantize import quantize_mlx
 from tests.fakes.gguf_files import write_tiny_gguf
 from tests.fakes.mlx_models import make_model
 
@@ -58,6 +62,27 @@ def test_mlx_is_measured_on_the_same_tokens(source, reference, tmp_path):
     assert quality.perplexity.perplexity == pytest.approx(
         measure(source, reference=reference, options=_OPTIONS).perplexity.perplexity, rel=1e-3
     )
+
+
+def test_what_mlx_unpacks_to_be_measured_is_what_it_serves(source, reference, tmp_path):
+    from mlx_lm.utils import load_model
+
+    quantize_mlx(source, tmp_path / "packed", "mlx-4bit")
+    found = measure(tmp_path / "packed", reference=reference, options=_OPTIONS)
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    try:
+        model, _ = load_model(tmp_path / "packed")
+        losses = []
+        for chunk in Reference.open(reference).tokens.tolist():
+            logits = np.array(model(mx.array([chunk]))[0].astype(mx.float32))[len(chunk) // 2 : -1]
+            losses.append(negative_log_likelihoods(logits, np.array(chunk[len(chunk) // 2 + 1 :])))
+    finally:
+        mx.set_default_device(before)
+    served = Perplexity.of(np.concatenate(losses)).perplexity
+    assert found.perplexity.perplexity == pytest.approx(served, rel=2e-3)  # served in 16 bits
+    assert found.divergence is not None
+    assert found.divergence.kl_mean > 1e-5
 
 
 def test_models_with_other_tokens_are_not_compared(source, tmp_path):
