@@ -124,6 +124,9 @@ def _speed(evaluator: Evaluator, n_ctx: int, n_prefill: int, n_decode: int) -> d
         start = time.perf_counter()
         evaluator.run(prompt, first_logit=len(prompt) - 1)
         prefill.append(len(prompt) / (time.perf_counter() - start))
+    start = time.perf_counter()
+    evaluator.run(prompt[:1])
+    n_decode = max(1, min(n_decode, int(_PATIENCE / (time.perf_counter() - start))))
     decode = []
     for _ in _repeated(_DECODE_RUNS):
         start = time.perf_counter()
