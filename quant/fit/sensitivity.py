@@ -12,8 +12,8 @@ the largest type of either block; the KL beyond the predicted becomes an error t
 type of that block.
 
 Measuring the KL of every tensor at every type instead would run the model some thousand times; this runs it some forty
-times, and once a layer. All this depends on the architecture more than on the weights: what was
-measured of one model can be given for the next of its family, and then no model runs at all.
+times, and once a layer. All this depends on the architecture more than on the weights: what was measured of one model
+can be given for the next of its family, and then no model runs at all.
 """
 
 import json

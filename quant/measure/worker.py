@@ -111,22 +111,24 @@ def _measure(evaluator: Evaluator, request: dict[str, Any], progress: Progress) 
 
 
 def _speed(evaluator: Evaluator, n_ctx: int, n_prefill: int, n_decode: int) -> dict[str, Any]:
-    """Median tokens a second, as llama-bench measures them: a prompt in one batch; token by token from nothing."""
+    """Median tokens a second, as llama-bench measures them: a prompt in one batch; token by token from nothing.
+
+    What is so slow that this would take minutes (MLX's packed weights on a CPU) reads and writes fewer tokens.
+    """
     rng = np.random.default_rng(0)
     prompt = rng.integers(0, evaluator.n_vocab, min(n_prefill, n_ctx)).tolist()
-    start = time.perf_counter()
-    evaluator.run(prompt[:_SHORT], first_logit=min(_SHORT, len(prompt)) - 1)
-    if (time.perf_counter() - start) * len(prompt) / _SHORT > _PATIENCE:
-        prompt = prompt[:_SHORT]  # MLX's packed weights on a CPU: the whole prompt would take minutes
-    evaluator.run(prompt, first_logit=len(prompt) - 1)  # warm: pages, caches, kernels
-    prefill = []
-    for _ in _repeated(_PREFILL_RUNS):
+
+    def seconds(n_tokens: int) -> float:
         start = time.perf_counter()
-        evaluator.run(prompt, first_logit=len(prompt) - 1)
-        prefill.append(len(prompt) / (time.perf_counter() - start))
-    start = time.perf_counter()
-    evaluator.run(prompt[:1])
-    n_decode = max(1, min(n_decode, int(_PATIENCE / (time.perf_counter() - start))))
+        evaluator.run(prompt[:n_tokens], first_logit=n_tokens - 1)
+        return time.perf_counter() - start
+
+    short = min(_SHORT, len(prompt))
+    seconds(short)  # warm: pages, caches, kernels; a model that comes from the disk is not slow for that
+    n_prompt = len(prompt) if seconds(short) * len(prompt) / short < _PATIENCE else short
+    seconds(n_prompt)
+    prefill = [n_prompt / seconds(n_prompt) for _ in _repeated(_PREFILL_RUNS)]
+    n_decode = max(1, min(n_decode, int(_PATIENCE / seconds(1))))
     decode = []
     for _ in _repeated(_DECODE_RUNS):
         start = time.perf_counter()

@@ -9,6 +9,7 @@ from localllm.gguf_header import read_gguf_header
 from quant.chunks import Text
 from quant.convert import from_gguf
 from quant.llama_quantize import quantize_gguf
+from quant.measure import worker
 from quant.measure.reference import Reference
 from quant.measure.run import MeasureOptions, make_reference, measure, measure_speed
 from quant.measure.scores import Perplexity, negative_log_likelihoods
@@ -129,3 +130,27 @@ def test_speed_is_tokens_a_second(source):
     speed = measure_speed(source, n_prefill=32, n_decode=8, n_threads=1)
     assert speed.prefill > 0
     assert speed.decode > 0
+
+
+class Slow:
+    """A model that takes a certain time for each token, on a clock of its own; the first call reads the disk."""
+
+    n_vocab = 100
+
+    def __init__(self, seconds_a_token):
+        self.now, self.seconds, self.calls = 0.0, seconds_a_token, []
+
+    def run(self, tokens, *, position=0, first_logit=0):
+        self.now += self.seconds * len(tokens) + (0 if self.calls else 60)
+        self.calls.append(len(tokens))
+
+
+@pytest.mark.parametrize(("seconds", "longest", "at_most"), [(0.001, 512, 10), (1.0, 16, 200)])
+def test_a_slow_model_is_asked_for_less(monkeypatch, seconds, longest, at_most):
+    model = Slow(seconds)
+    monkeypatch.setattr("quant.measure.worker.time.perf_counter", lambda: model.now)
+    found = worker._speed(model, 512, 512, 128)
+    assert found["prefill"] == pytest.approx(1 / seconds)
+    assert found["decode"] == pytest.approx(1 / seconds)
+    assert max(model.calls) == longest
+    assert model.now - 60 < at_most
