@@ -27,6 +27,8 @@ from localllm.paths import DIR_MODE, FILE_MODE
 
 _KEPT = 2
 _OPTIMIZER, _PROGRESS = "optimizer.safetensors", "progress.json"
+# What reading a damaged file leads to; mlx's errors are RuntimeErrors.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
 class Checkpoints:
@@ -79,14 +81,7 @@ class Checkpoints:
             restore_random(record.pop("random"))
             record["best_loss"] = math.inf if record["best_loss"] is None else record["best_loss"]
             return Progress(**record)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-        ) as error:  # mlx's are RuntimeErrors
+        except _DAMAGED as error:
             raise InvalidModelError(
                 f"The checkpoint {newest} is damaged.", "Remove it and resume: an older one, or the beginning, is next."
             ) from error
