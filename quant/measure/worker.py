@@ -21,10 +21,9 @@ from quant.measure.reference import Reference, ReferenceInfo, new_reference
 from quant.measure.scores import Divergence, Perplexity, divergence, negative_log_likelihoods, summarise
 
 _PREFILL_RUNS, _DECODE_RUNS = 5, 3
-_SHORT, _PATIENCE = (
-    16,
-    30.0,
-)  # tokens of a prompt that says how fast a model is; seconds that a whole one, or all runs, may take
+_SHORT = 16  # tokens of a prompt that says how fast a model is
+_PATIENCE = 30.0  # seconds that a whole prompt may take, and all runs of a kind
+_ENOUGH = 10.0  # seconds of decoding at once
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -123,12 +122,12 @@ def _speed(evaluator: Evaluator, n_ctx: int, n_prefill: int, n_decode: int) -> d
         evaluator.run(prompt[:n_tokens], first_logit=n_tokens - 1)
         return time.perf_counter() - start
 
-    short = min(_SHORT, len(prompt))
-    seconds(short)  # warm: pages, caches, kernels; a model that comes from the disk is not slow for that
+    seconds(1)  # warm: pages, caches, kernels; a model that comes from the disk is not slow for that
+    n_decode = max(1, min(n_decode, int(_ENOUGH / seconds(1))))
+    short = min(_SHORT, len(prompt), n_decode)
     n_prompt = len(prompt) if seconds(short) * len(prompt) / short < _PATIENCE else short
     seconds(n_prompt)
     prefill = [n_prompt / seconds(n_prompt) for _ in _repeated(_PREFILL_RUNS)]
-    n_decode = max(1, min(n_decode, int(_PATIENCE / seconds(1))))
     decode = []
     for _ in _repeated(_DECODE_RUNS):
         start = time.perf_counter()

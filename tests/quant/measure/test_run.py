@@ -145,7 +145,7 @@ class Slow:
         self.calls.append(len(tokens))
 
 
-@pytest.mark.parametrize(("seconds", "longest", "at_most"), [(0.001, 512, 10), (1.0, 16, 200)])
+@pytest.mark.parametrize(("seconds", "longest", "at_most"), [(0.001, 512, 10), (0.1, 16, 60), (4.0, 2, 120)])
 def test_a_slow_model_is_asked_for_less(monkeypatch, seconds, longest, at_most):
     model = Slow(seconds)
     monkeypatch.setattr("quant.measure.worker.time.perf_counter", lambda: model.now)
