@@ -104,7 +104,7 @@ def print_report(report: "Report", width: int = 0) -> None:
         "KL": lambda row: _figure(row.kl),
         "KL 99%": lambda row: _figure(row.divergence.kl_99),
         "top-1": lambda row: f"{row.divergence.agreement:.1%}",
-        "read/write": lambda row: f"{row.speed.prefill:.0f}/{row.speed.decode:.0f}" if row.speed else _NOTHING,
+        "read/write": lambda row: f"{_rate(row.speed.prefill)}/{_rate(row.speed.decode)}" if row.speed else _NOTHING,
     }
     if not any(row.speed for row in report.rows):
         del columns["read/write"]
@@ -147,6 +147,11 @@ def _marked(row: "Row", report: "Report") -> str:
 def _figure(value: float) -> str:
     """A divergence with three digits that count; rounding errors are 0."""
     return "0" if value < 1e-6 else f"{value:.2e}" if value < 1e-4 else f"{value:.4f}" if value < 10 else f"{value:.2f}"
+
+
+def _rate(per_second: float) -> str:
+    """Tokens a second; a slow model's is not rounded to nothing."""
+    return f"{per_second:.0f}" if per_second >= 9.95 else f"{per_second:.2g}"
 
 
 def _needed(cells: dict[str, list[str]]) -> int:

@@ -16,6 +16,7 @@ from localllm.jobs.record import read_status
 from localllm.jobs.store import JobStore
 from localllm.models.names import ModelName
 from localllm.models.store import ModelStore
+from quant.measure.run import Speed
 from quant.report.job import ReportWish, report_spec
 from quant.report.record import kept_report
 from tests.fakes.gguf_files import write_tiny_gguf
@@ -107,6 +108,12 @@ def test_a_directory_and_mlx_count_too(home, tmp_path, monkeypatch, capsys):
     }
     assert rows["mlx-8bit"].kl < rows["mlx-4bit"].kl
     assert rows["mlx-8bit"].bits > rows["mlx-4bit"].bits > 4
+
+
+def test_a_slow_model_is_not_said_to_stand_still(home, capsys):
+    row = replace(made_up_row("q4_k_m", 10**8, 0.1), speed=Speed(9.97, 0.2218))
+    print_report(made_up_report(put_model(home), rows=[row]))
+    assert "10/0.22" in capsys.readouterr().out
 
 
 def test_speed_is_measured_once(tiny, home, capsys):
