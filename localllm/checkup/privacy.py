@@ -15,6 +15,7 @@ from localllm.settings import Settings
 from localllm.snapshots import snapshot_bytes
 
 _OTHERS = 0o077
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # huggingface_hub obeys both
 # Parts of paths that a synchronising service watches, and its name.
 _SYNCED = {
     "mobile documents": "iCloud Drive",
@@ -74,8 +75,8 @@ def check_network(environ: Mapping[str, str], settings: Settings | None) -> list
         ),
         Finding("ok", "A hub that is asked learns this program's name and version, and nothing else of this machine"),
     ]
-    if _on(environ.get("HF_HUB_OFFLINE")):
-        findings.append(Finding("ok", "The hub is switched off (HF_HUB_OFFLINE): only what is cached is used"))
+    if switch := next((name for name in _OFFLINE if _on(environ.get(name))), None):
+        findings.append(Finding("ok", f"The hub is switched off ({switch}): only what is cached is used"))
     if endpoint := environ.get("HF_ENDPOINT"):
         findings.append(Finding("warn", f"`pull` asks {one_line(endpoint, 100)} (HF_ENDPOINT)", "Is this hub yours?"))
     if environ.get("HF_TOKEN"):

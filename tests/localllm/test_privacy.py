@@ -100,6 +100,11 @@ def test_what_leaves_the_machine():
     assert "No telemetry" in found[0].text
 
 
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_the_switch_that_keeps_the_hub_off_is_named(name):
+    assert f"switched off ({name})" in " ".join(finding.text for finding in check_network({name: "1"}, None))
+
+
 def test_variables_that_change_what_pull_does():
     environ = {
         "HF_HUB_OFFLINE": "1",

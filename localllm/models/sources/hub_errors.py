@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from localllm.errors import AccessDeniedError, NetworkError, SourceNotFoundError, StoreError
 from localllm.sanitize import one_line
 
+# Either does it: huggingface_hub obeys both.
+OFFLINE_SWITCH = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE"
 _TRY_AGAIN = "What has arrived is kept: run the same command again to go on."
 
 
@@ -61,7 +63,7 @@ def hub_errors(repository: str, revision: str) -> Iterator[None]:
         raise SourceNotFoundError(f"{repository} cannot be a repository: {one_line(str(error), 120)}") from error
     except OfflineModeIsEnabled as error:
         raise NetworkError(
-            "The hub is switched off (HF_HUB_OFFLINE).", "Unset HF_HUB_OFFLINE to fetch models."
+            f"The hub is switched off ({OFFLINE_SWITCH}).", f"Unset {OFFLINE_SWITCH} to fetch models."
         ) from error
     except (httpx2.ConnectError, httpx2.ProxyError) as error:
         certificate = isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE" in str(error)

@@ -15,7 +15,7 @@ from localllm import __version__
 from localllm.errors import ChecksumError, DiskFullError, InvalidModelError, NetworkError
 from localllm.files import disk_full_as_error
 from localllm.models.manifest import ModelFile
-from localllm.models.sources.hub_errors import hub_errors
+from localllm.models.sources.hub_errors import OFFLINE_SWITCH, hub_errors
 from localllm.models.transfer import Report, counting, import_file, sha256_of
 from localllm.paths import FILE_MODE
 from localllm.sanitize import one_line
@@ -129,8 +129,8 @@ def _list_cache(repository: str, revision: str, kind: Kind) -> Listing:
         ]
     if not revisions:
         raise NetworkError(
-            f"The hub is switched off (HF_HUB_OFFLINE), and its cache holds nothing of {repository}.",
-            "Unset HF_HUB_OFFLINE to fetch it.",
+            f"The hub is switched off ({OFFLINE_SWITCH}), and its cache holds nothing of {repository}.",
+            f"Unset {OFFLINE_SWITCH} to fetch it.",
         )
     files = []
     for file in revisions[0].files:
