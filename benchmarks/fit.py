@@ -9,7 +9,8 @@ the same for both, and its size is printed.
 
 MODEL should be F16 with rows that are a multiple of 256 (``benchmarks.padded_starter``). A quantized MODEL is unpacked
 to F16 first, and that is then the source of both. What is measured of a model (importance matrix, sensitivities, and
-the reference on TEXT) is kept in the work directory for the next run.
+the reference on TEXT) is kept in the work directory for the next run. With ``--like`` the sensitivities that were kept
+of another model of the family serve MODEL: what does it cost to measure only one of them?
 """
 
 import argparse
@@ -79,7 +80,7 @@ class Row:
     quality: Quality
 
 
-def prepare(model: Path, text: Path, n_chunks: int, work: Path) -> Bench:
+def prepare(model: Path, text: Path, n_chunks: int, work: Path, like: Path | None) -> Bench:
     """Measure what is not in ``work`` yet."""
     source = _plain(model, work)
     header = read_gguf_header(source)
@@ -94,7 +95,7 @@ def prepare(model: Path, text: Path, n_chunks: int, work: Path) -> Bench:
     if not reference.exists():
         _say(f"what the source predicts for {text.name}")
         make_reference(source, reference, [Text(words)], options=options)
-    return Bench(source, header, imatrix, _sensitivity(source, imatrix, work), reference, options, work)
+    return Bench(source, header, imatrix, _sensitivity(source, imatrix, work, like), reference, options, work)
 
 
 def _plain(model: Path, work: Path) -> Path:
@@ -111,8 +112,8 @@ def _plain(model: Path, work: Path) -> Path:
     return target
 
 
-def _sensitivity(source: Path, imatrix: Path, work: Path) -> Sensitivity:
-    kept = work / f"{source.stem}-sensitivity.json"
+def _sensitivity(source: Path, imatrix: Path, work: Path, like: Path | None) -> Sensitivity:
+    kept = work / f"{source.stem}{f'-like-{like.stem}' if like else ''}-sensitivity.json"
     if kept.exists():
         try:
             return read_sensitivity(kept)
@@ -125,6 +126,7 @@ def _sensitivity(source: Path, imatrix: Path, work: Path) -> Sensitivity:
             imatrix,
             probing_texts(),
             Path(scratch),
+            like=read_sensitivity(like) if like else None,
             options=DEFAULT_OPTIONS,
             progress=lambda item, done, total: _say(f"{item} ({done} of {total})"),
             check_cancelled=never_cancelled,
@@ -177,11 +179,12 @@ def main() -> int:
     parser.add_argument("--types", default="q3_k_m,q4_k_m,q5_k_m")
     parser.add_argument("--chunks", type=int, default=32, help="of 512 tokens; the second half of each is scored")
     parser.add_argument("--work", type=Path, help="where what was measured is kept; a temporary one by default")
+    parser.add_argument("--like", type=Path, help="what was kept in the work directory of another model of the family")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        bench = prepare(args.model, args.text, args.chunks, work)
+        bench = prepare(args.model, args.text, args.chunks, work, args.like)
         need = model_shape(bench.header).need(_KV_CONTEXT)
         print(f"{bench.source.name}; beside the tensors, {_KV_CONTEXT} tokens of KV cache take {need.kv_cache:,} bytes")
         print("| type | bytes of tensors | bits | KL mean | KL 99 % | agreement | perplexity |\n" + "|---" * 7 + "|")

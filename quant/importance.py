@@ -8,6 +8,7 @@ from localllm.conversations import ConversationStore
 from localllm.errors import InvalidModelError, UsageError
 from localllm.models.manifest import Manifest
 from localllm.paths import DIR_MODE, FILE_MODE, Home
+from localllm.sanitize import one_line
 from localllm.typed_paths import is_file, typed_path
 from quant.child import CheckCancelled, Progress
 from quant.chunks import Text
@@ -47,6 +48,21 @@ class ImportanceChoice:
                 f"Give {DEFAULT}, {CHATS}, {NONE}, an importance matrix (.gguf, .dat) or a text (.txt).",
             )
         return cls(str(path))
+
+    @property
+    def record(self) -> dict[str, str]:
+        """For a recipe: ``imatrix``, and of a file ``imatrix_sha256`` too, for it may hold something else tomorrow.
+
+        Raises:
+            UsageError: The file cannot be read.
+        """
+        if self.kind in (DEFAULT, CHATS, NONE):
+            return {"imatrix": self.kind}
+        try:
+            with Path(self.kind).open("rb") as file:
+                return {"imatrix": self.kind, "imatrix_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        except OSError as error:
+            raise UsageError(f"{one_line(self.kind)} cannot be read: {error.strerror}.") from error
 
     @property
     def is_used(self) -> bool:

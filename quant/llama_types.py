@@ -5,6 +5,7 @@ llama.cpp says itself (:mod:`quant.llama_plan`). The numbers are those of ``llam
 """
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,6 +106,12 @@ def find_file_type(name: str) -> FileType:
         hint = f"Perhaps {' or '.join(close)}?" if close else f"There are: {', '.join(FILE_TYPES)}."
         raise UsageError(f"{name!r} is no type that llama.cpp quantizes to.", hint)
     return found
+
+
+def file_type_of(n_bytes: Mapping[str, int]) -> str:
+    """The recipe that a mix of types is called after: that of the tensor type which takes most bytes."""
+    most = max(n_bytes, key=lambda kind: n_bytes[kind])
+    return next((name for name, known in FILE_TYPES.items() if known.base == most), "q8_0")
 
 
 def find_tensor_type(name: str) -> str:

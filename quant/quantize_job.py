@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from localllm.errors import QuantizeError, UsageError
+from localllm.gguf_header import read_gguf_parts
 from localllm.jobs.context import JobContext
 from localllm.jobs.events import Message, Progress
 from localllm.jobs.record import JobSpec
@@ -20,7 +21,8 @@ from quant.child import Progress as OnProgress
 from quant.convert import to_gguf
 from quant.imatrix.file import ImportanceMatrix
 from quant.importance import ImportanceChoice, obtain_imatrix
-from quant.llama_choices import QuantizeChoices
+from quant.like import choices_of, require_covered
+from quant.llama_choices import QuantizeChoices, source_parts
 from quant.llama_plan import QuantizePlan, plan_types
 from quant.llama_quantize import quantize_gguf
 from quant.mlx_types import MLX_TYPES, mlx_type_name
@@ -38,6 +40,7 @@ class QuantizeWish:
         imatrix: See :class:`quant.importance.ImportanceChoice`.
         overrides: ``REGEX=TYPE`` rules for single tensors.
         as_name: What to call the result; empty for MODEL:TYPE.
+        like: In place of ``to``: a GGUF model of the same family, whose types are taken tensor by tensor.
     """
 
     model: str
@@ -45,6 +48,7 @@ class QuantizeWish:
     imatrix: str = "default"
     overrides: tuple[str, ...] = ()
     as_name: str = ""
+    like: str = ""
 
 
 def quantize_spec(store: ModelStore, wish: QuantizeWish) -> tuple[JobSpec, Manifest | None]:
@@ -56,6 +60,8 @@ def quantize_spec(store: ModelStore, wish: QuantizeWish) -> tuple[JobSpec, Manif
         StoreError: The name is taken by another model.
     """
     parent = store.resolve(wish.model)
+    if wish.like:
+        return _like_spec(store, parent, wish)
     if mlx := mlx_type_name(wish.to):
         return _mlx_spec(store, parent, replace(wish, to=mlx))
     choices = QuantizeChoices.parse(wish.to, wish.overrides)
@@ -67,12 +73,35 @@ def quantize_spec(store: ModelStore, wish: QuantizeWish) -> tuple[JobSpec, Manif
     arguments = {
         "model": str(parent.model_name),
         "to": to,
-        "imatrix": ImportanceChoice.parse(imatrix).kind,
-        "overrides": [f"{pattern}={kind.lower()}" for pattern, kind in choices.overrides],
+        **ImportanceChoice.parse(imatrix).record,
+        "overrides": _rules(choices),
         "name": str(name),
     }
     spec = JobSpec("quantize", f"{parent.model_name} to {to}", "quant.quantize_job:quantize", arguments)
     return spec, require_free(store, _making(store, arguments))
+
+
+def _like_spec(store: ModelStore, parent: Manifest, wish: QuantizeWish) -> tuple[JobSpec, Manifest | None]:
+    like = store.resolve(wish.like)
+    if like.format != "gguf":
+        raise UsageError(f"{like.model_name} is no GGUF model.", "--like takes the types of a GGUF model.")
+    to, rules = choices_of(read_gguf_parts(source_parts(store.file(like))), str(like.model_name))
+    name = named(parent, like.variant, parse_model_name(wish.as_name) if wish.as_name else None)
+    arguments = {
+        "model": str(parent.model_name),
+        "to": to,
+        **ImportanceChoice.parse(wish.imatrix).record,
+        "overrides": _rules(QuantizeChoices.parse(to, wish.overrides)),
+        "like": {"model": str(like.model_name), "rules": list(rules)},
+        "name": str(name),
+    }
+    title = f"{parent.model_name} like {like.model_name}"
+    spec = JobSpec("quantize", title, "quant.quantize_job:quantize", arguments)
+    return spec, require_free(store, _making(store, arguments))
+
+
+def _rules(choices: QuantizeChoices) -> list[str]:
+    return [f"{pattern}={kind.lower()}" for pattern, kind in choices.overrides]
 
 
 def _mlx_spec(store: ModelStore, parent: Manifest, wish: QuantizeWish) -> tuple[JobSpec, Manifest | None]:
@@ -129,7 +158,7 @@ def plan_quantize(
     if arguments["to"] in MLX_TYPES:
         raise UsageError(f"There is no plan of {arguments['to']}: its tensors are chosen as they are read.")
     source = source_gguf(store, parent, work, progress=progress, check_cancelled=check_cancelled)
-    choices = QuantizeChoices.parse(arguments["to"], arguments["overrides"])
+    choices = QuantizeChoices.parse(arguments["to"], _all_rules(source, arguments))
     imatrix = _NOTHING_MEASURED if ImportanceChoice(arguments["imatrix"]).is_used else None
     return plan_types(source, choices, imatrix, check_cancelled=check_cancelled)
 
@@ -158,17 +187,23 @@ def telling(context: JobContext, stage: str, unit: str = "") -> OnProgress:
 def _making(store: ModelStore, arguments: dict[str, Any]) -> Making:
     parent = store.resolve(arguments["model"])
     name = parse_model_name(arguments["name"])
-    words = [f"--to {arguments['to']} --imatrix {shlex.quote(arguments['imatrix'])}"]
+    types = f"--like {arguments['like']['model']}" if "like" in arguments else f"--to {arguments['to']}"
+    words = [f"{types} --imatrix {shlex.quote(arguments['imatrix'])}"]
     words += ["--override '{}'".format(rule.replace("'", "'\\''")) for rule in arguments["overrides"]]
     how = f"quantize {parent.model_name} {' '.join(words)} --as {name}"
-    recipe = {key: arguments[key] for key in ("to", "imatrix", "overrides")}
-    return Making(name, parent, how, recipe)
+    return Making(name, parent, how, recipe_of(arguments, "to", "imatrix", "imatrix_sha256", "overrides", "like"))
+
+
+def recipe_of(arguments: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Those of a job's arguments that its result depends on."""
+    return {key: arguments[key] for key in keys if key in arguments}
 
 
 def _quantize(store: ModelStore, parent: Manifest, work: Path, context: JobContext) -> tuple[Path, QuantizePlan]:
     """Quantize into a directory of its own under ``work``."""
     arguments, check = context.arguments, context.check_cancelled
     source = source_gguf(store, parent, work, progress=telling(context, "convert", "B"), check_cancelled=check)
+    rules = _all_rules(source, arguments)
     imatrix = obtain_imatrix(
         context.home,
         ImportanceChoice(arguments["imatrix"]),
@@ -185,7 +220,7 @@ def _quantize(store: ModelStore, parent: Manifest, work: Path, context: JobConte
         target / f"{parent.name}-{arguments['to']}.gguf",
         arguments["to"],
         imatrix=imatrix,
-        overrides=arguments["overrides"],
+        overrides=rules,
         progress=telling(context, "quantize"),
         check_cancelled=check,
     )
@@ -194,6 +229,15 @@ def _quantize(store: ModelStore, parent: Manifest, work: Path, context: JobConte
     if len(made.files) != 1:
         raise QuantizeError(f"llama.cpp wrote {len(made.files)} files where one was expected.")
     return target, made.plan
+
+
+def _all_rules(source: Path, arguments: dict[str, Any]) -> list[str]:
+    """The person's own, which count first, and those of the model that is to be followed."""
+    if "like" not in arguments:
+        return list(arguments["overrides"])
+    like = arguments["like"]
+    require_covered(read_gguf_parts(source_parts(source)), like["rules"], like["model"])
+    return [*arguments["overrides"], *like["rules"]]
 
 
 def _quantize_mlx(store: ModelStore, parent: Manifest, work: Path, context: JobContext) -> Path:

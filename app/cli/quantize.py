@@ -22,6 +22,7 @@ _HELP = """examples:
   localllm quantize mymodel:hf --to iq3_xxs --imatrix chats --as mymodel:small
   localllm quantize mymodel --to mlx-4bit
   localllm quantize qwen3-4b --fit 3GB --ctx 8192
+  localllm quantize mymodel --like qwen3-4b:fit-3gb
   localllm quantize mymodel --to q4_k_m --override 'ffn_down=q6_k' --dry-run
   localllm quantize mymodel --report
   localllm quantize mymodel --report --types q8_0,q4_k_m,q2_k --chunks 8
@@ -33,7 +34,9 @@ The source may be GGUF, or a directory of Hugging Face's or MLX's form. The impo
 matrix matter: it is measured on a text of our own (default), on your chats, or read from a file, and kept on this disk.
 
 --fit measures once what each tensor loses at each type, then finds the types that lose least within that memory, KV
-cache and context included. With --dry-run it stops at the plan.
+cache and context included. With --dry-run it stops at the plan. A plan serves the next model of the family, such as one
+that was fine-tuned: `--like qwen3-4b:fit-3gb` gives each tensor the type that it has there, and `--fit 2GB --like
+qwen3-4b` makes another plan from what was measured of qwen3-4b, so that no model runs.
 
 --report makes no model. It measures the model beside its smaller forms, those that are here and those of --types, which
 are made, measured and thrown away: size, bits over all parameters, perplexity, KL divergence from the model (mean, and
@@ -52,6 +55,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="q8_0, q6_k, q5_k_m, q4_k_m, iq3_xxs, q2_k, … for GGUF; mlx-4bit, mlx-mixed, mxfp4, … for MLX",
     )
     parser.add_argument("--fit", metavar="SIZE", help="the best mix of types for that memory: 3GB, 800MB")
+    parser.add_argument(
+        "--like",
+        default="",
+        metavar="MODEL",
+        help="the types of another model of the family, tensor by tensor; with --fit: what was measured of it",
+    )
     parser.add_argument("--ctx", type=int, default=0, metavar="N", help="with --fit: tokens of context that fit too")
     quantize_report.configure(parser)
     parser.add_argument(
@@ -85,10 +94,10 @@ def run(args: argparse.Namespace, home: Home) -> int:
         return quantize_report.run(args, home)
     store = ModelStore(home)
     if args.fit:
-        wanted = FitWish(args.model, args.fit, args.ctx, args.imatrix, args.as_name, dry_run=args.dry_run)
+        wanted = FitWish(args.model, args.fit, args.ctx, args.imatrix, args.as_name, args.dry_run, args.like)
         spec, found = fit_spec(store, wanted)
     else:
-        wish = QuantizeWish(args.model, args.to, args.imatrix, tuple(args.override), args.as_name)
+        wish = QuantizeWish(args.model, args.to or "", args.imatrix, tuple(args.override), args.as_name, args.like)
         spec, found = quantize_spec(store, wish)
         if args.dry_run:
             return _dry_run(store, spec, as_json=args.json)
@@ -109,8 +118,13 @@ def run(args: argparse.Namespace, home: Home) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if sum(map(bool, (args.to, args.fit, args.report))) != 1:
-        raise UsageError("Say either --to TYPE, --fit SIZE or --report.", "For example --to q4_k_m, or --fit 3GB.")
+    chosen = sum(map(bool, (args.to, args.fit, args.report)))
+    if args.like and (args.to or args.report):
+        raise UsageError("--like takes a model's types, or goes with --fit.", "Leave out --to and --report.")
+    if chosen > 1 or not (chosen or args.like):
+        raise UsageError(
+            "Say either --to TYPE, --fit SIZE, --like MODEL or --report.", "For example --to q4_k_m, or --fit 3GB."
+        )
     quantize_report.check(args)
     if args.fit and args.override:
         raise UsageError("--override goes with --to: --fit chooses the types itself.")

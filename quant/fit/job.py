@@ -1,12 +1,14 @@
 """What ``localllm quantize MODEL --fit SIZE`` does, as a job: measure, plan, and quantize by the plan."""
 
+import glob
 import hashlib
+import shlex
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from localllm.errors import InvalidModelError
+from localllm.errors import InvalidModelError, UsageError
 from localllm.gguf_header import read_gguf_parts
 from localllm.jobs.context import JobContext
 from localllm.jobs.events import Message, Progress
@@ -16,7 +18,7 @@ from localllm.models.manifest import Manifest
 from localllm.models.names import parse_model_name
 from localllm.models.register import Making, named, register, require_free
 from localllm.models.store import ModelStore
-from localllm.paths import DIR_MODE
+from localllm.paths import DIR_MODE, Home
 from quant.fit.plan import FitPlan, budget_for_tensors, parse_budget, plan_fit, require_possible
 from quant.fit.sensitivity import DEFAULT_OPTIONS, Sensitivity, measure_sensitivity, read_sensitivity
 from quant.fit.text import probing_texts
@@ -24,7 +26,9 @@ from quant.importance import CHATS, ImportanceChoice, obtain_imatrix
 from quant.llama_choices import source_parts
 from quant.llama_quantize import quantize_gguf
 from quant.measure.run import MeasureOptions
-from quant.quantize_job import source_gguf, telling
+from quant.quantize_job import recipe_of, source_gguf, telling
+
+_KEPT = "-sensitivity.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class FitWish:
         imatrix: See :class:`quant.importance.ImportanceChoice`.
         as_name: What to call the result; empty for MODEL:fit-SIZE.
         dry_run: Measure and plan only.
+        like: A model of the same family that was measured: what was found is taken over, and no model runs.
     """
 
     model: str
@@ -46,6 +51,7 @@ class FitWish:
     imatrix: str = "default"
     as_name: str = ""
     dry_run: bool = False
+    like: str = ""
 
 
 def fit_spec(store: ModelStore, wish: FitWish) -> tuple[JobSpec, Manifest | None]:
@@ -53,7 +59,7 @@ def fit_spec(store: ModelStore, wish: FitWish) -> tuple[JobSpec, Manifest | None
 
     Raises:
         ModelNotFoundError: There is no such model.
-        UsageError: The size, name or file is none.
+        UsageError: The size, name or file is none, or nothing was measured of ``like``.
         StoreError: The name is taken by another model.
     """
     parent = store.resolve(wish.model)
@@ -64,10 +70,12 @@ def fit_spec(store: ModelStore, wish: FitWish) -> tuple[JobSpec, Manifest | None
         "model": str(parent.model_name),
         "fit": memory,
         "ctx": wish.n_ctx or usual,
-        "imatrix": ImportanceChoice.parse(wish.imatrix).kind,
+        **ImportanceChoice.parse(wish.imatrix).record,
         "name": str(named(parent, variant, parse_model_name(wish.as_name) if wish.as_name else None)),
         "dry_run": wish.dry_run,
     }
+    if wish.like:
+        arguments["like"] = str(_measured(store, wish.like)[0].model_name)
     spec = JobSpec("quantize", f"{parent.model_name} into {wish.size}", "quant.fit.job:fit", arguments)
     return spec, None if wish.dry_run else require_free(store, _making(store, arguments))
 
@@ -98,7 +106,7 @@ def fit(context: JobContext) -> dict[str, Any]:
                 progress=telling(context, "measure importance"),
                 check_cancelled=check,
             )
-            plan = plan_fit(header, _sensitivity(context, making.parent, source, imatrix, work), budget)
+            plan = plan_fit(header, _sensitivity(context, store, making.parent, source, imatrix, work), budget)
             for line in plan_lines(plan):
                 context.emit(Message("info", line))
             record = {**asdict(plan), "ctx": context.arguments["ctx"], "memory": context.arguments["fit"]}
@@ -135,11 +143,13 @@ def plan_lines(plan: FitPlan) -> list[str]:
     return [*lines, total]
 
 
-def _sensitivity(context: JobContext, parent: Manifest, source: Path, imatrix: Path | None, work: Path) -> Sensitivity:
+def _sensitivity(
+    context: JobContext, store: ModelStore, parent: Manifest, source: Path, imatrix: Path | None, work: Path
+) -> Sensitivity:
     """What was kept of this model with this importance matrix, else measured now. That of chats is not kept."""
-    digest = hashlib.sha256("".join(file.sha256 for file in parent.files).encode())
-    digest.update(imatrix.read_bytes() if imatrix else b"")
-    kept = context.home.measured / f"{parent.name}-{digest.hexdigest()[:16]}-sensitivity.json"
+    like = context.arguments.get("like")
+    measured = _measured(store, like)[1] if like else None
+    kept = _kept(context.home, parent, imatrix, measured)
     if kept.exists():
         try:
             return read_sensitivity(kept)
@@ -151,6 +161,7 @@ def _sensitivity(context: JobContext, parent: Manifest, source: Path, imatrix: P
         imatrix,
         probing_texts(),
         work,
+        like=read_sensitivity(measured) if measured else None,
         options=MeasureOptions(n_ctx=n_ctx, max_chunks=DEFAULT_OPTIONS.max_chunks),
         progress=lambda item, done, total: context.emit(Progress("measure", done, total, item=item)),
         check_cancelled=context.check_cancelled,
@@ -161,11 +172,43 @@ def _sensitivity(context: JobContext, parent: Manifest, source: Path, imatrix: P
     return found
 
 
+def _kept(home: Home, parent: Manifest, imatrix: Path | None, like: Path | None) -> Path:
+    digest = hashlib.sha256(imatrix.read_bytes() if imatrix else b"").hexdigest()[:16]
+    ending = f"-like-{like.name.removesuffix(_KEPT)}" if like else ""
+    return home.measured / f"{_stem(parent)}-{digest}{ending}{_KEPT}"
+
+
+def _stem(model: Manifest) -> str:
+    """What names begin with of all that is measured of a model, whatever the importance matrix."""
+    digest = hashlib.sha256("".join(file.sha256 for file in model.files).encode())
+    return f"{model.name}-{digest.hexdigest()[:16]}"
+
+
+def _measured(store: ModelStore, name: str) -> tuple[Manifest, Path]:
+    """A model that was measured itself, and the newest of what was kept of it.
+
+    Raises:
+        ModelNotFoundError: There is no such model.
+        UsageError: Nothing was kept.
+    """
+    model = store.resolve(name)
+    found = store.home.measured.glob(f"{glob.escape(_stem(model))}-{'?' * 16}{_KEPT}")
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise UsageError(
+            f"Nothing was measured of {model.model_name} that --fit could use.",
+            f"`localllm quantize {model.model_name} --fit SIZE --dry-run` measures it.",
+        )
+    return model, newest
+
+
 def _making(store: ModelStore, arguments: dict[str, Any]) -> Making:
     parent = store.resolve(arguments["model"])
     name = parse_model_name(arguments["name"])
-    recipe = {key: arguments[key] for key in ("fit", "ctx", "imatrix")}
-    words = " ".join(f"--{key} {value}" for key, value in recipe.items())
+    words = " ".join(
+        f"--{key} {shlex.quote(str(arguments[key]))}" for key in ("fit", "ctx", "imatrix", "like") if key in arguments
+    )
+    recipe = recipe_of(arguments, "fit", "ctx", "imatrix", "imatrix_sha256", "like")
     return Making(name, parent, f"quantize {parent.model_name} {words} --as {name}", recipe)
 
 

@@ -12,7 +12,8 @@ from localllm.memory import gigabytes, model_shape
 from quant.fit.groups import role_of
 from quant.fit.sensitivity import CANDIDATES, Sensitivity
 from quant.fit.solver import Option, solve
-from quant.llama_types import FILE_TYPES
+from quant.like import rules
+from quant.llama_types import FILE_TYPES, file_type_of
 
 _ALIGNMENT = 32
 _SIZE = re.compile(r"^([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(i?)b?$", re.IGNORECASE)
@@ -65,13 +66,12 @@ class FitPlan:
         weights: Counter[str] = Counter()
         for share in self.shares:
             weights[share.kind] += share.n_bytes
-        most = weights.most_common(1)[0][0]
-        return next((name for name, known in FILE_TYPES.items() if known.base == most), "q8_0")
+        return file_type_of(weights)
 
     @property
     def overrides(self) -> tuple[str, ...]:
         """As rules for :func:`quant.llama_quantize.quantize_gguf`."""
-        return tuple(f"^{re.escape(name)}$={kind.lower()}" for name, kind in self.types.items())
+        return rules(self.types)
 
 
 def parse_budget(text: str) -> int:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from localllm.errors import InvalidModelError, QuantizeError
 from localllm.files import write_atomic
-from localllm.gguf_header import read_gguf_parts
+from localllm.gguf_header import GGUFHeader, read_gguf_parts
 from localllm.gguf_types import TENSOR_TYPES
 from quant.child import CheckCancelled, Progress
 from quant.chunks import Text
@@ -56,6 +56,7 @@ _PROBE = "q3_k_s"  # far enough from the source to be measured on little text, n
 DEFAULT_OPTIONS = MeasureOptions(n_ctx=256, max_chunks=8)
 _FLOATS = ("F32", "F16", "BF16")
 _FORMAT = 4
+_MEASURE = "Leave out --like: this model is measured itself then."
 _BLOCK_OF = {kind.name: str(kind.block) for kind in TENSOR_TYPES.values()}
 _BLOCKS = ("256", "32")
 
@@ -127,8 +128,7 @@ def measure_sensitivity(
     work: Path,
     *,
     candidates: Sequence[str] = CANDIDATES,
-    scales: Mapping[str, float] | None = None,
-    rounding: Mapping[str, Mapping[str, float]] | None = None,
+    like: Sensitivity | None = None,
     options: MeasureOptions = DEFAULT_OPTIONS,
     progress: Progress,
     check_cancelled: CheckCancelled,
@@ -141,17 +141,18 @@ def measure_sensitivity(
         texts: What the model reads while groups are tried.
         work: A directory for quantized copies; one is there at a time.
         candidates: File types whose base types are tried; where scales are measured, ``q3_k_s`` must be one of them.
-        scales: Those of another model of the family; then no model runs.
-        rounding: The same model's; without it inputs are taken to be exact.
+        like: What was measured of another model of the family: scales and rounding are its own, and no model runs.
         options: How KL is measured.
         progress: Called with (what, done, total).
         check_cancelled: Called often; what it raises ends the work.
 
     Raises:
         InvalidModelError: The model is damaged.
-        QuantizeError: llama.cpp refuses, or the scales are another family's.
+        QuantizeError: llama.cpp refuses, or ``like`` is of another family.
     """
     header = read_gguf_parts(source_parts(source))
+    if like is not None:
+        _require_family(header, like)
     matrix = read_imatrix(imatrix) if imatrix else None
     usable = [name for name in candidates if imatrix or FILE_TYPES[name].imatrix != "required"]
     tensors: dict[str, dict[str, Stored]] = {}
@@ -163,17 +164,26 @@ def measure_sensitivity(
     if not tensors:
         raise QuantizeError("This model has no matrices that could be quantized.")
     groups = _members(tensors, lambda name: group_of(name, header.n_layer))
-    if scales is None:
+    if like is None:
         plain = header.quantization.lower() if header.quantization in _FLOATS else "f16"
         prober = _Prober(source, imatrix, work, plain, options, check_cancelled)
         prober.prepare(texts)
         found = _measure_scales(prober, groups, tensors, probed, progress)
         rounding = _measure_rounding(prober, tensors, lambda name: found[group_of(name, header.n_layer)], progress)
         return Sensitivity(header.architecture, header.n_layer, tensors, found, rounding)
-    if missing := sorted(set(groups) - set(scales)):
-        raise QuantizeError(f"The scales are another family's: they have nothing for {missing[0]}.", "Measure them.")
-    kept = {group: scales[group] for group in groups}
-    return Sensitivity(header.architecture, header.n_layer, tensors, kept, rounding or {})
+    if missing := sorted(set(groups) - set(like.scales)):
+        raise QuantizeError(f"What was measured of another model has nothing for {missing[0]}.", _MEASURE)
+    kept = {group: like.scales[group] for group in groups}
+    return Sensitivity(header.architecture, header.n_layer, tensors, kept, like.rounding)
+
+
+def _require_family(header: GGUFHeader, like: Sensitivity) -> None:
+    if (header.architecture, header.n_layer) != (like.architecture, like.n_layer):
+        raise QuantizeError(
+            f"A {header.architecture} of {header.n_layer} layers was expected to be like a {like.architecture} of "
+            f"{like.n_layer}.",
+            _MEASURE,
+        )
 
 
 def _block_of(kind: str) -> str:

@@ -11,6 +11,7 @@ from localllm.gguf_header import read_gguf_header
 from localllm.jobs.store import JobStore
 from localllm.models.names import ModelName
 from localllm.models.store import ModelStore
+from quant.fit.sensitivity import read_sensitivity
 from tests.fakes.gguf_files import write_tiny_gguf
 from tests.fakes.hf_models import write_hf_model
 from tests.fakes.jobs import ROOT
@@ -108,10 +109,87 @@ def test_fit_plans_then_makes_it(tiny, home, capsys):
     assert "context" in capsys.readouterr().err
 
 
+def pull(path, name):
+    assert main(["pull", str(path), "--as", name]) == 0
+
+
+def types(store, name):
+    header = read_gguf_header(store.file(store.resolve(name)))
+    return {tensor.name: tensor.type_name for tensor in header.tensors}
+
+
+def test_the_types_of_another_model_are_followed(tiny, tmp_path, capsys):
+    pull(
+        write_hf_model(tmp_path / "next", "llama", num_hidden_layers=1, hidden_size=256, intermediate_size=256),
+        "next:hf",
+    )
+    rules = ["--override", "blk.0.ffn_down=q6_k", "--override", "attn_v=q8_0"]
+    assert main(["quantize", "tiny", "--to", "q3_k_m", *rules, "--as", "tiny:mine"]) == 0
+    capsys.readouterr()
+    assert main(["quantize", "next", "--like", "tiny:mine", "--dry-run", "--json"]) == 0
+    planned = {tensor["name"]: tensor["to_type"] for tensor in json.loads(capsys.readouterr().out)["tensors"]}
+    like = ["--like", "tiny:mine", "--imatrix", "none"]
+    assert main(["quantize", "next", *like]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("next:mine")
+    wanted = types(tiny, "tiny:mine")
+    assert {"Q3_K", "Q6_K", "Q8_0"} < set(wanted.values())
+    assert types(tiny, "next:mine") == planned == wanted
+    how = tiny.resolve("next:mine").parent.how
+    assert shlex.split(how) == ["quantize", "next:hf", *like, "--as", "next:mine"]
+    assert main(shlex.split(how)) == 0
+    assert capsys.readouterr().out.endswith("already here\n")
+
+    # A person's own rules count first.
+    assert main(["quantize", "next", *like, "--override", "attn_q=q4_0", "--as", "next:own"]) == 0
+    assert types(tiny, "next:own") == wanted | {"blk.0.attn_q.weight": "Q4_0"}
+
+
+def test_a_model_of_another_shape_is_not_followed(tiny, tmp_path, capsys):
+    pull(write_tiny_gguf(tmp_path / "deep.gguf", n_embd=256, n_ff=256, n_layer=2), "deep:f16")
+    assert main(["quantize", "tiny", "--to", "q8_0"]) == 0
+    assert main(["quantize", "deep", "--like", "tiny:q8_0"]) == 1
+    assert "no blk.1." in capsys.readouterr().err
+    assert main(["quantize", "deep", "--like", "tiny:f16"]) == 2
+    assert "not quantized" in capsys.readouterr().err
+    assert [model.variant for model in tiny.list() if model.name == "deep"] == ["f16"]
+
+
+def test_what_was_measured_serves_the_next_of_the_family(tiny, home, tmp_path, capsys):
+    pull(write_tiny_gguf(tmp_path / "next.gguf", n_embd=256, n_ff=256, n_layer=1, seed=1), "next:f16")
+    fit = ["--fit", "80MB", "--ctx", "256"]
+    assert main(["quantize", "next", *fit, "--like", "tiny"]) == 2
+    assert "Nothing was measured of tiny:f16" in capsys.readouterr().err
+    assert main(["quantize", "tiny", *fit, "--dry-run"]) == 0
+    capsys.readouterr()
+    assert main(["quantize", "next", *fit, "--like", "tiny"]) == 0
+    said = capsys.readouterr()
+    assert "errors at" in said.err
+    assert "divergence of" not in said.err
+    measured, taken = sorted(home.measured.glob("*-sensitivity.json"), key=lambda path: path.stat().st_mtime)
+    assert read_sensitivity(taken).scales == read_sensitivity(measured).scales
+    assert read_sensitivity(taken).tensors != read_sensitivity(measured).tensors
+    assert tiny.resolve("next:fit-80mb").parent.how.endswith("--like tiny:f16 --as next:fit-80mb")
+    # What was taken over was not measured of this model: nobody takes it over again.
+    assert main(["quantize", "tiny", *fit, "--like", "next"]) == 2
+
+
+def test_an_importance_matrix_that_was_edited_is_another_one(tiny, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("All about the rain in Spain. " * 60)
+    words = ["quantize", "tiny:f16", "--to", "q4_0", "--imatrix", str(text)]
+    assert main(words) == main(words) == 0
+    assert capsys.readouterr().out.endswith("already here\n")
+    text.write_text("It stays mainly in the plain. " * 60)
+    assert main(words) == 1
+    assert "taken" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         ([], 2, "--to TYPE"),
+        (["--like", "tiny", "--to", "q8_0"], 2, "Leave out --to"),
+        (["--like", "nobody"], 1, "nobody"),
         (["--to", "q8_0", "--fit", "1GB"], 2, "either"),
         (["--fit", "much"], 2, "no size"),
         (["--fit", "1GB", "--override", "x=q8_0"], 2, "chooses the types itself"),

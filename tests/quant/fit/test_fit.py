@@ -118,24 +118,28 @@ def test_it_is_kept_and_its_scales_serve_the_next_of_the_family(model, sensitivi
         (),
         tmp_path,
         candidates=("q8_0", "q2_k"),
-        scales=sensitivity.scales,
-        rounding=sensitivity.rounding,
+        like=sensitivity,
         progress=no_progress,
         check_cancelled=never_cancelled,
     )
     assert dict(found.scales) == dict(sensitivity.scales)
     assert found.rounding == sensitivity.rounding
-    with pytest.raises(QuantizeError, match="another family"):
-        measure_sensitivity(
-            sibling,
-            None,
-            (),
-            tmp_path,
-            candidates=("q8_0",),
-            scales={"token_embd": 1.0},
-            progress=no_progress,
-            check_cancelled=never_cancelled,
-        )
+    for other, said in (
+        (replace(sensitivity, n_layer=3), "2 layers"),
+        (replace(sensitivity, architecture="qwen3"), "qwen3"),
+        (replace(sensitivity, scales={"token_embd": 1.0}), "nothing for"),
+    ):
+        with pytest.raises(QuantizeError, match=said):
+            measure_sensitivity(
+                sibling,
+                None,
+                (),
+                tmp_path,
+                candidates=("q8_0",),
+                like=other,
+                progress=no_progress,
+                check_cancelled=never_cancelled,
+            )
 
 
 def test_errors_take_no_more_memory_for_a_larger_tensor(tmp_path):
