@@ -11,6 +11,7 @@ from app.cli.output import human_bytes, print_table
 from localllm.adapters import AdapterManifest, AdapterStore
 from localllm.errors import ModelNotFoundError, UsageError
 from localllm.models.manifest import Manifest, made_by
+from localllm.models.measured import forget_predictions
 from localllm.models.names import parse_model_name
 from localllm.models.store import ModelStore
 from localllm.paths import Home
@@ -168,7 +169,7 @@ def _label(found: Path | AdapterManifest) -> str:
 
 
 def discard(store: ModelStore, directory: Path) -> str:
-    """Remove a model, damaged or not, with its snapshots; returns what became of its files, in words.
+    """Remove a model, damaged or not, with its snapshots and predictions; returns what became of its files, in words.
 
     Raises:
         ModelNotFoundError: It is gone already.
@@ -176,7 +177,7 @@ def discard(store: ModelStore, directory: Path) -> str:
     model = next((model for model in store.list() if store.directory(model) == directory), None)
     freed = store.discard(directory)
     if model is not None:
-        freed += remove_model_snapshots(store.home, model.files[0].sha256)
+        freed += remove_model_snapshots(store.home, model.files[0].sha256) + forget_predictions(store.home, model)
     if model is not None and store.is_reference(model):
         return f"only the reference: {model.files[0].path} stays"
     if model is not None and not freed:

@@ -15,6 +15,7 @@ from localllm.jobs.events import Message, Progress
 from localllm.jobs.record import JobSpec
 from localllm.memory import USUAL_CONTEXT
 from localllm.models.manifest import Manifest
+from localllm.models.measured import measured_stem
 from localllm.models.names import parse_model_name
 from localllm.models.register import Making, named, register, require_free
 from localllm.models.store import ModelStore
@@ -175,13 +176,7 @@ def _sensitivity(
 def _kept(home: Home, parent: Manifest, imatrix: Path | None, like: Path | None) -> Path:
     digest = hashlib.sha256(imatrix.read_bytes() if imatrix else b"").hexdigest()[:16]
     ending = f"-like-{like.name.removesuffix(_KEPT)}" if like else ""
-    return home.measured / f"{_stem(parent)}-{digest}{ending}{_KEPT}"
-
-
-def _stem(model: Manifest) -> str:
-    """What names begin with of all that is measured of a model, whatever the importance matrix."""
-    digest = hashlib.sha256("".join(file.sha256 for file in model.files).encode())
-    return f"{model.name}-{digest.hexdigest()[:16]}"
+    return home.measured / f"{measured_stem(parent)}-{digest}{ending}{_KEPT}"
 
 
 def _measured(store: ModelStore, name: str) -> tuple[Manifest, Path]:
@@ -192,7 +187,7 @@ def _measured(store: ModelStore, name: str) -> tuple[Manifest, Path]:
         UsageError: Nothing was kept.
     """
     model = store.resolve(name)
-    found = store.home.measured.glob(f"{glob.escape(_stem(model))}-{'?' * 16}{_KEPT}")
+    found = store.home.measured.glob(f"{glob.escape(measured_stem(model))}-{'?' * 16}{_KEPT}")
     newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise UsageError(

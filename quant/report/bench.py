@@ -9,6 +9,7 @@ from localllm.errors import InvalidModelError
 from localllm.jobs.context import JobContext
 from localllm.jobs.events import Progress
 from localllm.models.manifest import Manifest
+from localllm.models.measured import measured_stem, quality_directory
 from localllm.models.transfer import sha256_of
 from localllm.paths import DIR_MODE
 from quant.child import Progress as OnProgress
@@ -57,12 +58,12 @@ class Bench:
         self._stock = Stock(context, source, conditions.imatrix, work, self._telling)
         options = conditions.options
         given = {"source": digests(source), "text": conditions.text.sha256}
-        kept = context.home.measured / "quality"
+        kept = quality_directory(context.home)
         self._shelf = Shelf(kept, {**given, "n_ctx": options.n_ctx, "chunks": options.max_chunks})
         # What a source predicts for a text holds the text: a person's own stays in the job, and goes with its end.
         self._reference = context.directory / _REFERENCE
         if conditions.text.is_ours:
-            self._reference = kept / f"{source.name}-{self._shelf.key({_REFERENCE: 1})}"
+            self._reference = kept / f"{measured_stem(source)}-{self._shelf.key({_REFERENCE: 1})}"
 
     def measure(self, subject: Subject, stage: str) -> Row:
         """Measure what was not measured before.

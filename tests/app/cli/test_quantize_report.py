@@ -215,6 +215,15 @@ def test_a_full_disk_is_told_and_nothing_half_is_left(tiny, home):
     assert ended(job).state == "done"
 
 
+def test_what_a_model_predicted_goes_with_it(tiny, home, capsys):
+    assert main(["quantize", "tiny", "--report", *QUICK]) == 0
+    kept = home.measured / "quality"
+    assert [path.name[:5] for path in kept.iterdir() if path.is_dir()] == ["tiny-"]
+    figures = list(kept.glob("*.json"))
+    assert main(["models", "rm", "-y", "tiny"]) == 0
+    assert sorted(kept.iterdir()) == sorted(figures) != []
+
+
 def test_too_little_text_fails(tiny, home, tmp_path, capsys):
     text = tmp_path / "short.txt"
     text.write_text("Too short.")
