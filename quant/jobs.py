@@ -27,7 +27,9 @@ def export_spec(store: ModelStore, model: str, form: str, as_name: str = "") -> 
     """
     parent = store.resolve(model)
     wanted = parse_form(form, parent)
-    name = named(parent, wanted.variant, parse_model_name(as_name) if as_name else None)
+    # A directory in F16 is called f16, as a GGUF file is.
+    variant = wanted.variant if wanted.variant != parent.variant else f"{wanted.kind}-{wanted.type}"
+    name = named(parent, variant, parse_model_name(as_name) if as_name else None)
     arguments = {"model": str(parent.model_name), "form": str(wanted), "name": str(name)}
     title = f"{parent.model_name} to {wanted}"
     spec = JobSpec("export", title, "quant.jobs:export", arguments, heavy=False)

@@ -46,6 +46,14 @@ def test_to_gguf_and_back_with_its_lineage(tiny, home, capsys):
     assert not list(home.partial.iterdir())
 
 
+def test_a_directory_called_after_its_type_leaves_that_name_to_itself(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert main(["pull", str(write_hf_model(tmp_path / "tiny", "llama")), "--as", "tiny:f16"]) == 0
+    capsys.readouterr()
+    assert main(["models", "export", "tiny:f16", "--to", "gguf:f16"]) == 0
+    assert capsys.readouterr().out.split()[0] == "tiny:gguf-f16"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
