@@ -3,13 +3,14 @@
     LLAMA_TOOLS=/path/to/bin python -m benchmarks.quant MODEL.gguf --imatrix IMATRIX.gguf [--types q4_k_m,iq2_xs]
 
 For every type: are the tensors byte for byte those of ``llama-quantize`` with the same importance matrix, and what is
-the ratio of the times (ours from the call to the finished file; both use the same threads; the better of the repeats
-counts). MODEL should be F16 with rows that are a multiple of 256: ``benchmarks.padded_starter`` makes one.
+the ratio of the times (ours from the call to the finished file; both use the same threads; they take turns, and the
+medians count). MODEL should be F16 with rows that are a multiple of 256: ``benchmarks.padded_starter`` makes one.
 ``llama-quantize`` is built from the source archive of llama-cpp-python (``vendor/llama.cpp``).
 """
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,7 @@ def differing_tensors(ours: Path, theirs: Path) -> tuple[int, int]:
 
 
 def compare(tool: Path, model: Path, imatrix: Path | None, name: str, threads: int, repeats: int) -> Row:
-    """Quantize with both, one after the other."""
+    """Quantize with both, in turns."""
     with tempfile.TemporaryDirectory(dir=model.parent) as directory:
         ours, theirs = Path(directory, "ours.gguf"), Path(directory, "theirs.gguf")
         command = [tool, *(["--imatrix", imatrix] if imatrix else []), "--allow-requantize"]
@@ -72,12 +73,13 @@ def compare(tool: Path, model: Path, imatrix: Path | None, name: str, threads: i
         def ours_once() -> None:
             quantize_gguf(model, ours, name, imatrix=imatrix, n_threads=threads)
 
-        their_seconds = min(_seconds(theirs_once) for _ in range(repeats))
-        our_seconds = min(_seconds(ours_once) for _ in range(repeats))
+        turns = [(_seconds(ours_once), _seconds(theirs_once)) for _ in range(repeats)]
+        our_seconds, their_seconds = map(statistics.median, zip(*turns, strict=True))
         return Row(name, *differing_tensors(ours, theirs), our_seconds, their_seconds)
 
 
 def _seconds(work: Callable[[], None]) -> float:
+    os.sync()  # nobody waits for what the other has left to be written
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -102,7 +104,7 @@ def main() -> int:
         row = compare(Path(tools, "llama-quantize"), args.model, args.imatrix, name, args.threads, args.repeats)
         rows.append(row)
         ratio = row.ours / row.theirs
-        print(f"| {name} | {row.differing} of {row.n_tensors} | {row.ours:.1f} | {row.theirs:.1f} | {ratio:.2f} |")
+        print(f"| {name} | {row.differing} of {row.n_tensors} | {row.ours:.2f} | {row.theirs:.2f} | {ratio:.2f} |")
         sys.stdout.flush()
     total = sum(row.ours for row in rows) / sum(row.theirs for row in rows)
     differing = sum(row.differing for row in rows)

@@ -49,12 +49,17 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         sync_directory(path.parent)
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames inside ``directory`` durable (a rename alone may be lost with the power)."""
-    if os.name != "posix":
-        return  # Windows has no handle on a directory to sync
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync_file(path: Path) -> None:
+    """Bring to the disk what was written to ``path``, by whichever process."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames inside ``directory`` durable (a rename alone may be lost with the power)."""
+    if os.name != "posix":
+        return  # Windows has no handle on a directory to sync
+    sync_file(directory)

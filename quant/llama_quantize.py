@@ -1,12 +1,11 @@
 """Quantize a GGUF model with llama.cpp, in a child process: a bar by tensor, cancel, no half files."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from localllm.errors import InvalidModelError, QuantizeError, UsageError
-from localllm.files import disk_full_as_error, sync_directory
+from localllm.files import disk_full_as_error, sync_directory, sync_file
 from localllm.gguf_header import read_gguf_parts
 from localllm.machine import read_machine
 from localllm.models.transfer import require_room
@@ -15,7 +14,7 @@ from quant.child import CheckCancelled, Child, Progress, never_cancelled, no_pro
 from quant.imatrix.file import read_imatrix
 from quant.llama_choices import QuantizeChoices
 from quant.llama_plan import WORKER, QuantizePlan, plan_types, refuse_lacking, refuse_other_model
-from quant.staging import staging
+from quant.staging import staging, synced_meanwhile
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,8 @@ def quantize_gguf(
     choices = QuantizeChoices.parse(file_type, overrides, output_type, embedding_type, pure=pure, keep_split=keep_split)
     if target.exists() and target.samefile(source):
         raise UsageError("A model cannot be quantized into its own file.", "Give another target.")
-    matrix = read_imatrix(imatrix) if imatrix else None
     with Child(WORKER, f"quantizing {source.name}") as child, staging(target) as directory:
+        matrix = read_imatrix(imatrix) if imatrix else None  # meanwhile the child starts
         plan = plan_types(source, choices, matrix, child=child, check_cancelled=check_cancelled)
         refuse_lacking(plan, has_imatrix=matrix is not None)
         if matrix is not None:
@@ -89,7 +88,8 @@ def quantize_gguf(
             "imatrix": str(imatrix) if imatrix else None,
             "imatrix_label": imatrix.name if imatrix else "",
         }
-        child.ask(request, progress=progress, check_cancelled=check_cancelled)
+        with disk_full_as_error(target), synced_meanwhile(directory):
+            child.ask(request, progress=progress, check_cancelled=check_cancelled)
         made = sorted(directory.iterdir())
         _check_result(made, plan)
         files = tuple(_publish(path, target.parent) for path in made)
@@ -114,10 +114,6 @@ def _check_result(files: Sequence[Path], plan: QuantizePlan) -> None:
 def _publish(path: Path, directory: Path) -> Path:
     """Make a written file durable and give it its name."""
     with disk_full_as_error(path):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_file(path)
     path.chmod(FILE_MODE)
     return path.replace(directory / path.name)
