@@ -7,7 +7,6 @@ renames finds one. The best adapter is kept apart in ``best/``.
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from finetune.lora import load_weights, save_adapter
 from finetune.trainer import Progress
 from localllm.errors import DiskFullError, InvalidModelError
-from localllm.files import sync_directory
+from localllm.files import sync_directory, sync_file
 from localllm.paths import DIR_MODE, FILE_MODE
 
 _KEPT = 2
@@ -105,7 +104,7 @@ class Checkpoints:
             (temporary / _PROGRESS).write_text(json.dumps(_record(progress)), encoding="utf-8")
             for path in temporary.iterdir():
                 path.chmod(FILE_MODE)
-                _sync(path)
+                sync_file(path)
         except (OSError, RuntimeError) as error:  # mlx reports a full disk as a RuntimeError
             room = shutil.disk_usage(self._directory).free
             shutil.rmtree(temporary, ignore_errors=True)
@@ -142,11 +141,3 @@ def _record(progress: Progress) -> dict[str, Any]:
     record = asdict(progress)
     record["best_loss"] = progress.best_loss if math.isfinite(progress.best_loss) else None  # JSON has no infinity
     return {**record, "random": random_state()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

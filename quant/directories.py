@@ -1,6 +1,5 @@
 """Directories of results that appear whole or not at all."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from localllm.errors import StoreError
-from localllm.files import sync_directory
+from localllm.files import sync_directory, sync_file
 from localllm.paths import DIR_MODE, FILE_MODE
 
 
@@ -35,11 +34,7 @@ def _finish(work: Path, target: Path) -> None:
     for path in work.rglob("*"):
         path.chmod(DIR_MODE if path.is_dir() else FILE_MODE)
         if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_file(path)
     work.chmod(DIR_MODE)
     try:
         work.rename(target)

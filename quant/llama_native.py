@@ -1,25 +1,42 @@
 """``llama_model_quantize`` through ctypes: options in, log lines out.
 
-Imported in a child process only: importing ``llama_cpp`` costs about 0.4 s and 60 MB, and llama.cpp may end the
-process.
+Imported in a child process only, which llama.cpp may end.
 """
 
 import ctypes
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import llama_cpp as lib
-import numpy as np
+from quant.llama_bindings import load_bindings
 
-from quant.imatrix.file import ImportanceMatrix
-
+lib = load_bindings()
 _OVERRIDE_INT, _OVERRIDE_STRING = 0, 3  # llama_model_kv_override_type
 _MAX_STRING = 127  # bytes of an override's string, from llama.h
 # Rows of one tensor that are in memory at once, in bytes; twice that while its buffers grow. llama.cpp's own bound is
 # 8 GiB; less costs no time.
 _BUFFER_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class NativeImatrix:
+    """An importance matrix as llama.cpp takes it, and what is said of it in the result.
+
+    Attributes:
+        path: The weights of all tensors, one after the other, as float32 in this machine's order.
+        sizes: By tensor, how many of them are its own.
+        label: What it is called.
+        dataset: What it was measured on; empty when that is unknown.
+        n_chunks: Chunks of text; 0 when unknown.
+    """
+
+    path: str
+    sizes: Mapping[str, int]
+    label: str
+    dataset: str
+    n_chunks: int
 
 
 @dataclass(frozen=True)
@@ -59,8 +76,7 @@ def quantize_native(
     source: Path,
     target: Path,
     options: NativeOptions,
-    imatrix: ImportanceMatrix | None,
-    imatrix_label: str,
+    imatrix: NativeImatrix | None,
     on_text: Callable[[str], None],
 ) -> int:
     """Call llama.cpp.
@@ -70,7 +86,6 @@ def quantize_native(
         target: Where it writes; with ``keep_split`` the common part of the names.
         options: What to do.
         imatrix: The importance matrix, or None.
-        imatrix_label: What the file will call it.
         on_text: Called with pieces of llama.cpp's log, as they come; what it raises is raised when llama.cpp returns.
 
     Returns:
@@ -102,17 +117,13 @@ def quantize_native(
     if options.overrides:
         patterns = [lib.llama_model_tensor_override(text.encode(), number) for text, number in options.overrides]
         params.tt_overrides = _array(lib.llama_model_tensor_override, [*patterns, (None, 0)], kept)
-    weights = {} if imatrix is None else imatrix.weights()
-    if options.assume_imatrix and not weights:
-        weights = {"none": np.ones(1, np.float32)}
-    if weights:
-        entries = [
-            (name.encode(), values.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), values.size)
-            for name, values in weights.items()
-        ]
+    entries: list[Any] = [(b"none", (ctypes.c_float * 1)(1), 1)] if options.assume_imatrix else []
+    if imatrix is not None:
+        entries = _entries(imatrix, kept)
+    if entries:
         params.imatrix = _array(lib.llama_model_imatrix_data, [*entries, (None, None, 0)], kept)
     if imatrix is not None:
-        pairs = [*_provenance(imatrix, imatrix_label), lib.llama_model_kv_override()]  # an empty key ends the list
+        pairs = [*_provenance(imatrix), lib.llama_model_kv_override()]  # an empty key ends the list
         params.kv_overrides = _array(lib.llama_model_kv_override, pairs, kept)
     try:
         code = int(lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)))
@@ -123,14 +134,28 @@ def quantize_native(
     return code
 
 
-def _provenance(imatrix: ImportanceMatrix, label: str) -> list[Any]:
+def _entries(imatrix: NativeImatrix, kept: list[Any]) -> list[Any]:
+    """Name, weights and size of each tensor; the weights stay in the file, which is mapped."""
+    if not imatrix.sizes:
+        return []
+    with Path(imatrix.path).open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # ctypes refuses what cannot be written
+    entries, start = [], 0
+    for name, size in imatrix.sizes.items():
+        entries.append((name.encode(), (ctypes.c_float * size).from_buffer(mapped, start), size))
+        start += size * ctypes.sizeof(ctypes.c_float)
+    kept.append(mapped)
+    return entries
+
+
+def _provenance(imatrix: NativeImatrix) -> list[Any]:
     """The metadata that llama-quantize adds, in its order and with its types."""
-    pairs = [_string("quantize.imatrix.file", label)]
-    if imatrix.datasets:
-        pairs.append(_string("quantize.imatrix.dataset", imatrix.datasets[0]))
-    pairs.append(_integer("quantize.imatrix.entries_count", len(imatrix.entries)))
-    if imatrix.chunk_count > 0:
-        pairs.append(_integer("quantize.imatrix.chunks_count", imatrix.chunk_count))
+    pairs = [_string("quantize.imatrix.file", imatrix.label)]
+    if imatrix.dataset:
+        pairs.append(_string("quantize.imatrix.dataset", imatrix.dataset))
+    pairs.append(_integer("quantize.imatrix.entries_count", len(imatrix.sizes)))
+    if imatrix.n_chunks > 0:
+        pairs.append(_integer("quantize.imatrix.chunks_count", imatrix.n_chunks))
     return pairs
 
 

@@ -104,7 +104,7 @@ def plan_types(
     header = read_gguf_parts(parts)
     _check_explicit(header, choices)
     options = choices.native(dry_run=True, assume_imatrix=imatrix is not None)
-    request = {"source": str(source), "target": "", "options": options, "imatrix": None, "imatrix_label": ""}
+    request = {"source": str(source), "target": "", "options": options, "imatrix": None}
     with ExitStack() as stack:
         asked = child or stack.enter_context(Child(WORKER, f"planning for {source.name}"))
         answer = asked.ask(request, check_cancelled=check_cancelled)

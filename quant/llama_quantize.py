@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from localllm.errors import InvalidModelError, QuantizeError, UsageError
 from localllm.files import disk_full_as_error, sync_directory, sync_file
@@ -11,7 +12,7 @@ from localllm.machine import read_machine
 from localllm.models.transfer import require_room
 from localllm.paths import FILE_MODE
 from quant.child import CheckCancelled, Child, Progress, never_cancelled, no_progress
-from quant.imatrix.file import read_imatrix
+from quant.imatrix.file import ImportanceMatrix, read_imatrix
 from quant.llama_choices import QuantizeChoices
 from quant.llama_plan import WORKER, QuantizePlan, plan_types, refuse_lacking, refuse_other_model
 from quant.staging import staging, synced_meanwhile
@@ -81,20 +82,33 @@ def quantize_gguf(
         if matrix is not None:
             refuse_other_model(plan, matrix)
         require_room(target.parent, plan.n_bytes)
+        output = directory / "made"
+        output.mkdir()
         request = {
             "source": str(source),
-            "target": str(directory / (target.stem if keep_split else target.name)),
+            "target": str(output / (target.stem if keep_split else target.name)),
             "options": choices.native(n_threads=n_threads or read_machine().performance_cores),
-            "imatrix": str(imatrix) if imatrix else None,
-            "imatrix_label": imatrix.name if imatrix else "",
+            "imatrix": _native(matrix, imatrix.name, directory / "weights") if matrix and imatrix else None,
         }
-        with disk_full_as_error(target), synced_meanwhile(directory):
+        with disk_full_as_error(target), synced_meanwhile(output):
             child.ask(request, progress=progress, check_cancelled=check_cancelled)
-        made = sorted(directory.iterdir())
+        made = sorted(output.iterdir())
         _check_result(made, plan)
         files = tuple(_publish(path, target.parent) for path in made)
     sync_directory(target.parent)
     return QuantizeResult(files, sum(path.stat().st_size for path in files), plan)
+
+
+def _native(matrix: ImportanceMatrix, label: str, path: Path) -> dict[str, Any]:
+    """Write the weights to ``path``; return :class:`quant.llama_native.NativeImatrix` in JSON."""
+    sizes = {}
+    with disk_full_as_error(path), path.open("wb") as file:
+        for name, entry in matrix.entries.items():
+            weights = entry.weights()
+            sizes[name] = weights.size
+            file.write(weights.data)
+    dataset = matrix.datasets[0] if matrix.datasets else ""
+    return {"path": str(path), "sizes": sizes, "label": label, "dataset": dataset, "n_chunks": matrix.chunk_count}
 
 
 def _check_result(files: Sequence[Path], plan: QuantizePlan) -> None:

@@ -12,8 +12,7 @@ from localllm.files import disk_full_as_error
 from localllm.sanitize import one_line
 from quant.child import Progress
 from quant.child_side import answer
-from quant.imatrix.file import read_imatrix
-from quant.llama_native import NativeOptions, quantize_native
+from quant.llama_native import NativeImatrix, NativeOptions, quantize_native
 
 # How llama.cpp begins the line of the third of 272 tensors: the numbers in brackets, the name, a dash, the shape.
 _TENSOR = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]\s+(\S+)\s+-")
@@ -48,10 +47,10 @@ class _Log:
 def work(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Quantize, or only plan; the result holds llama.cpp's log."""
     options = NativeOptions.of(request["options"])
-    imatrix = read_imatrix(Path(request["imatrix"])) if request["imatrix"] else None
+    imatrix = NativeImatrix(**request["imatrix"]) if request["imatrix"] else None
     source, target = Path(request["source"]), Path(request["target"])
     log = _Log(progress)
-    code = quantize_native(source, target, options, imatrix, request["imatrix_label"], log.add)
+    code = quantize_native(source, target, options, imatrix, log.add)
     if code:
         if not options.dry_run:
             _check_room(target.parent)
