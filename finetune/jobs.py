@@ -10,6 +10,7 @@ from finetune.data.files import find_files
 from finetune.data.hub import fetch_named
 from finetune.rank_launch import find_hosts, train_together
 from finetune.recipe import Recipe, whole_name
+from finetune.result import found_result
 from localllm.adapters import AdapterStore
 from localllm.errors import JobError, UsageError
 from localllm.files import write_atomic
@@ -116,7 +117,10 @@ def train(context: JobContext) -> dict[str, Any]:
     """Follow a recipe; the result holds the adapter's ``name``, the ``report`` and a ``summary``."""
     recipe = Recipe.model_validate(context.arguments["recipe"])
     hosts = find_hosts(context.arguments.get("ranks", 1), context.arguments.get("hosts", ""))
-    if taken := _taken(ModelStore(context.home), recipe):  # while it waited, or had ended: not said after all the work
+    store = ModelStore(context.home)
+    if found := found_result(context, store, recipe):
+        return found
+    if taken := _taken(store, recipe):  # while it waited, or had ended: not said after all the work
         raise UsageError(
             f"There is {taken.what} by now.",
             f"Remove it (localllm models rm {taken.name}), and `localllm jobs resume {context.id}` goes on.",
@@ -126,7 +130,6 @@ def train(context: JobContext) -> dict[str, Any]:
         return follow_recipe(context, recipe, commits)
     from finetune.base_model import in_mlx_form  # deferred: the formats, 0.2 s
 
-    store = ModelStore(context.home)
     in_mlx_form(store, store.resolve(recipe.model), context)  # once, before several want it
     return train_together(context, hosts, commits)
 

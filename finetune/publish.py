@@ -15,6 +15,7 @@ from finetune.curve import loss_curve
 from finetune.fuse import write_whole
 from finetune.observer import read_history
 from finetune.recipe import Recipe, whole_name, write_recipe
+from finetune.result import ADAPTER, REPORT, result_of
 from localllm.adapters import AdapterManifest, AdapterStore
 from localllm.errors import LocalLLMError
 from localllm.files import write_atomic
@@ -26,7 +27,7 @@ from localllm.models.store import ModelStore
 from localllm.paths import DIR_MODE
 from quant.lora import convert_adapter
 
-_BESIDE = ("recipe.yaml", "report.json", "loss.svg", "history.jsonl")
+_BESIDE = ("recipe.yaml", REPORT, "loss.svg", "history.jsonl")
 
 
 def finish(
@@ -43,26 +44,18 @@ def finish(
         report: Of the run; the held-out losses are added.
 
     Returns:
-        The ``name`` of the adapter, or of the model after full training; the ``report`` and a ``summary``.
+        As for :func:`finetune.result.result_of`.
     """
     history = read_history(context.out)
-    found = held_out(history)
-    report = {**report, "held_out": found}
+    report = {**report, "held_out": held_out(history)}
     write_recipe(context.out / "recipe.yaml", recipe)
-    write_atomic(context.out / "report.json", json.dumps(report, indent=2) + "\n")
+    write_atomic(context.out / REPORT, json.dumps(report, indent=2) + "\n")
     write_atomic(context.out / "loss.svg", loss_curve(history, f"{recipe.model}+{recipe.name}"))
     if recipe.method == "full":
-        name = called = str(publish_whole(context, store, base, recipe, trained).model_name)
+        publish_whole(context, store, base, recipe, trained)
     else:
-        name = publish(store, base, recipe, trained, context.out, partial(_say, context)).name
-        called = f"{base.name}+{name}"
-    change = "no held-out rows"
-    if found is not None:
-        change = f"held-out loss {found['before']:.3f} to {found['after']:.3f}"
-        if found["after"] >= found["before"]:
-            context.emit(Message("warning", "The held-out rows are predicted no better than before."))
-    summary = f"{called}  {change}. Try it: localllm chat {called}"
-    return {"name": name, "report": report, "summary": summary}
+        publish(store, base, recipe, trained, context.out, partial(_say, context))
+    return result_of(context, recipe, base.name, report)
 
 
 def _say(context: JobContext, text: str) -> None:
@@ -91,7 +84,7 @@ def publish(
         out: Holds the recipe, the report, the curve.
         say: Told what a person should know.
     """
-    directory = out / "adapter"
+    directory = out / ADAPTER
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=DIR_MODE)
     for name in ("adapter_config.json", "adapters.safetensors"):

@@ -6,6 +6,7 @@
 - ``write step-000010``: killed while that checkpoint is written, the adapter already there;
 - ``replace best``: killed while the old best adapter has stepped aside and the new one is not there yet;
 - ``wait 6``: it waits after update 6 until it is cancelled;
+- ``installed``: killed once the adapter or model is in the store, before the job is done;
 - ``full 8``: from update 8 on the disk takes only files smaller than an optimizer's state.
 """
 
@@ -29,9 +30,9 @@ def _die() -> None:
 
 def _doom(kind: str, place: str) -> None:
     prepare_process(0, cpu=True)  # as the job will: mlx binds its BLAS as it is imported
-    from finetune import checkpoints, observer
+    from finetune import checkpoints, observer, publish
 
-    told, sync, replace = observer.JobObserver.updated, checkpoints._sync, checkpoints.Checkpoints._replace
+    told, sync, replace = observer.JobObserver.updated, checkpoints.sync_file, checkpoints.Checkpoints._replace
 
     def updated(self: Any, update: Any) -> None:
         told(self, update)
@@ -59,7 +60,9 @@ def _doom(kind: str, place: str) -> None:
         replace(self, temporary, target)
 
     observer.JobObserver.updated = updated  # type: ignore[method-assign]
-    checkpoints._sync = synced
+    checkpoints.sync_file = synced
+    if kind == "installed":
+        publish.result_of = lambda *_: _die()
     checkpoints.Checkpoints._replace = replaced  # type: ignore[method-assign]
 
 

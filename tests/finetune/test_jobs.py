@@ -13,6 +13,7 @@ from finetune.jobs import train_spec
 from finetune.observer import read_history
 from finetune.recipe import make_recipe
 from localllm.adapters import AdapterStore
+from localllm.errors import UsageError
 from localllm.jobs.events import Checkpoint, State
 from localllm.jobs.record import read_status
 from localllm.jobs.store import JobStore
@@ -118,6 +119,23 @@ def test_whatever_breaks_a_training_off_it_goes_on_with_the_same_losses(rows, ho
     assert figures(job) == figures(whole)
     assert weights(home, "broken") == weights(home, "whole")
     assert sorted(path.name for path in checkpoints.iterdir()) == ["best", "step-000012", "step-000014"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "called"), [("lora", "tiny+late"), ("full", "tiny-late:mlx")])
+def test_a_training_killed_after_its_last_step_is_done_when_it_goes_on(rows, home, monkeypatch, capsys, method, called):
+    job = make_job(home, rows, "late", steps=2, method=method)
+    monkeypatch.setenv("DOOM", "installed -")
+    JobStore(home, worker="tests.fakes.doomed_worker").start(job)
+    assert ended(job).state == "dead"
+    told = updates_told(job)
+    capsys.readouterr()
+    assert main(["jobs", "resume", job.id]) == 0
+    assert f"Try it: localllm chat {called}" in capsys.readouterr().out
+    assert updates_told(job) == told == [1, 2]
+    # Another job still may not take the name.
+    with pytest.raises(UsageError, match="already"):
+        make_job(home, rows, "late", method=method)
 
 
 @pytest.mark.slow
