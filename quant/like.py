@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from localllm.errors import QuantizeError, UsageError
 from localllm.gguf_header import GGUFHeader
-from quant.llama_types import file_type_of
+from quant.llama_types import FILE_TYPES, file_type_of
 
 _FLOATS = ("F32", "F16", "BF16")
 
 
 def choices_of(header: GGUFHeader, name: str) -> tuple[str, tuple[str, ...]]:
-    """A quantized model's choices: the file type that it is called after, and a rule for each of its matrices.
+    """A quantized model's choices: the file type that it says it is of, and a rule for each of its matrices.
 
     Args:
         header: Of all its parts.
@@ -31,7 +31,9 @@ def choices_of(header: GGUFHeader, name: str) -> tuple[str, tuple[str, ...]]:
             n_bytes[tensor.type_name] += tensor.n_bytes
     if not n_bytes:
         raise UsageError(f"{name} is not quantized.", "Give --like a model that is.")
-    return file_type_of(n_bytes), rules({matrix: tensor.type_name for matrix, tensor in matrices.items()})
+    said = FILE_TYPES.get(header.quantization.lower())
+    file_type = said.name if said is not None and said.base not in _FLOATS else file_type_of(n_bytes)
+    return file_type, rules({matrix: tensor.type_name for matrix, tensor in matrices.items()})
 
 
 def rules(types: Mapping[str, str]) -> tuple[str, ...]:

@@ -48,15 +48,20 @@ class JobBars:
         self._stream = sys.stderr if stream is None else stream
         self._bar: Bar | None = None
         self._shown = ""
+        self._last: Progress | None = None
         self._now = 0.0
 
     def show(self, record: Record) -> None:
         """Take one event."""
         self._now = record.time
         match record.event:
-            case Progress(stage, done, total, item, unit):
+            case Progress(stage, done, total, item, unit) as event:
                 whole = None if total is None else int(total)
-                self._on(f"{stage} {item}", _UNITS.get(unit, "")).update(int(done), whole)
+                label = f"{stage} {item}"
+                bar = self._on(self._shown if self._goes_on(event) else label, _UNITS.get(unit, ""))
+                bar.label = one_line(label, _LABEL)
+                bar.update(int(done), whole)
+                self._last = event
             case Step(step, total, metrics):
                 bar = self._on("steps", "")
                 bar.label = f"step  {describe_metrics(metrics)}".strip()
@@ -81,8 +86,17 @@ class JobBars:
     def close(self, note: str = "") -> None:
         """End the bar that is drawn, if there is one."""
         if self._bar is not None:
+            if self._last is not None and self._shown != f"{self._last.stage} {self._last.item}":
+                self._bar.label = self._last.stage  # it has counted several items
             self._bar.finish(note)
-            self._bar = None
+            self._bar = self._last = None
+
+    def _goes_on(self, event: Progress) -> bool:
+        """Whether the bar that is drawn counts this too: counts go on from item to item, bytes are of one."""
+        last = self._last
+        if self._bar is None or last is None or event.unit:
+            return False
+        return (last.stage, last.total, last.unit) == (event.stage, event.total, "") and last.done <= event.done
 
     def _on(self, label: str, unit: Unit) -> Bar:
         if self._bar is None or label != self._shown:

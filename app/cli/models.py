@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from app.cli import models_adapters, models_export, models_fit
 from app.cli.output import human_bytes, print_table
@@ -17,6 +18,8 @@ from localllm.models.store import ModelStore
 from localllm.paths import Home
 from localllm.sanitize import one_line
 from localllm.snapshots import remove_model_snapshots
+
+_LISTED = 5  # values of a recipe; of more their number says enough
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +111,7 @@ def _show(store: ModelStore, name: str, *, as_json: bool) -> int:
         ("size", human_bytes(model.size)),
         ("kept in", str(store.directory(model))),
         ("made from", " <- ".join(_lineage(store, model))),
-        *((key, str(value)) for key, value in model.extra.items()),
+        *((key, _brief(value)) for key, value in model.extra.items()),
     ]
     for key, value in facts:
         if value:
@@ -119,6 +122,18 @@ def _show(store: ModelStore, name: str, *, as_json: bool) -> int:
     if not store.is_whole(model):
         print(f"A file is missing or cut: `{one_line(made_by(model))}` mends it.", file=sys.stderr)
     return 0
+
+
+def _brief(value: Any) -> str:
+    """JSON in a line that can be read; ``--json`` has all of it."""
+    match value:
+        case dict():
+            return ", ".join(f"{key} {_brief(part)}" for key, part in value.items() if part not in ("", [], {}, None))
+        case list() if len(value) > _LISTED:
+            return f"({len(value)} of them)"
+        case list():
+            return " ".join(map(_brief, value))
+    return str(value)
 
 
 def _lineage(store: ModelStore, model: Manifest) -> list[str]:

@@ -111,6 +111,32 @@ def test_stages_are_bars_with_the_events_own_times():
     assert "write x␛[31m  1" in text
 
 
+def test_a_count_goes_on_from_item_to_item():
+    text = shown(
+        (0, Progress("quantize", 1, 3, "token_embd")),
+        (6, Progress("quantize", 2, 3, "blk.0")),
+        (12, Progress("quantize", 3, 3, "blk.1")),
+        (12, Progress("measure", 0, 3, "q8_0")),
+        (18, Progress("measure", 0, 2, "q4_0")),
+        (24, Progress("measure", 0, 2, "q4_1")),
+        (25, Step(1, 2)),
+        (26, Done()),
+    )
+    assert [line.split("  ")[0] for line in text.splitlines()] == [
+        "quantize token_embd",
+        "quantize blk.0",
+        "quantize blk.1",
+        "quantize",
+        "measure q8_0",
+        "measure q8_0",
+        "measure q4_0",
+        "measure q4_1",
+        "measure",
+        "step",
+        "step",
+    ]
+
+
 def test_steps_have_their_figures():
     metrics = {"loss": 1.23456, "tokens_per_second": 812.4, "memory": 3.1e9, "learning_rate": 1e-4}
     text = shown((0, Step(1, 10, metrics)), (5, Step(2, 10, metrics)), (6, Evaluation(2, {"loss": 1.5})))

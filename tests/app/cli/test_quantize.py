@@ -134,6 +134,8 @@ def test_the_types_of_another_model_are_followed(tiny, tmp_path, capsys):
     wanted = types(tiny, "tiny:mine")
     assert {"Q3_K", "Q6_K", "Q8_0"} < set(wanted.values())
     assert types(tiny, "next:mine") == planned == wanted
+    assert main(["models", "show", "next:mine"]) == 0
+    assert "to q3_k_m, imatrix none, like model tiny:mine, rules (9 of them)\n" in capsys.readouterr().out
     how = tiny.resolve("next:mine").parent.how
     assert shlex.split(how) == ["quantize", "next:hf", *like, "--as", "next:mine"]
     assert main(shlex.split(how)) == 0
