@@ -156,6 +156,9 @@ def _sensitivity(
             return read_sensitivity(kept)
         except InvalidModelError as error:
             context.emit(Message("warning", error.message))
+    if measured is None and (sibling := _sibling(store, parent)):
+        text = f"{sibling.model_name} was measured, and is of the same shape: with --like {sibling.model_name} this is"
+        context.emit(Message("info", f"{text} a matter of minutes."))
     n_ctx = min(parent.n_ctx_train or DEFAULT_OPTIONS.n_ctx, DEFAULT_OPTIONS.n_ctx)
     found = measure_sensitivity(
         source,
@@ -187,14 +190,25 @@ def _measured(store: ModelStore, name: str) -> tuple[Manifest, Path]:
         UsageError: Nothing was kept.
     """
     model = store.resolve(name)
-    found = store.home.measured.glob(f"{glob.escape(measured_stem(model))}-{'?' * 16}{_KEPT}")
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    newest = _newest(store.home, model)
     if newest is None:
         raise UsageError(
             f"Nothing was measured of {model.model_name} that --fit could use.",
             f"`localllm quantize {model.model_name} --fit SIZE --dry-run` measures it.",
         )
     return model, newest
+
+
+def _newest(home: Home, model: Manifest) -> Path | None:
+    found = home.measured.glob(f"{glob.escape(measured_stem(model))}-{'?' * 16}{_KEPT}")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _sibling(store: ModelStore, model: Manifest) -> Manifest | None:
+    """Another model of the same shape that was measured."""
+    shape = (model.architecture, model.parameters)
+    others = (other for other in store.list() if (other.architecture, other.parameters) == shape)
+    return next((other for other in others if _newest(store.home, other)), None)
 
 
 def _making(store: ModelStore, arguments: dict[str, Any]) -> Making:

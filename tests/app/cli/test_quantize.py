@@ -162,7 +162,11 @@ def test_what_was_measured_serves_the_next_of_the_family(tiny, home, tmp_path, c
     assert main(["quantize", "next", *fit, "--like", "tiny"]) == 2
     assert "Nothing was measured of tiny:f16" in capsys.readouterr().err
     assert main(["quantize", "tiny", *fit, "--dry-run"]) == 0
-    capsys.readouterr()
+    assert "--like" not in capsys.readouterr().err
+    assert main(["quantize", "next", *fit, "--dry-run"]) == 0
+    assert "with --like tiny:f16" in capsys.readouterr().err
+    for kept in home.measured.glob("next-*-sensitivity.json"):
+        kept.unlink()
     assert main(["quantize", "next", *fit, "--like", "tiny"]) == 0
     said = capsys.readouterr()
     assert "errors at" in said.err
