@@ -178,7 +178,7 @@ def _sensitivity(
 
 def _kept(home: Home, parent: Manifest, imatrix: Path | None, like: Path | None) -> Path:
     digest = hashlib.sha256(imatrix.read_bytes() if imatrix else b"").hexdigest()[:16]
-    ending = f"-like-{like.name.removesuffix(_KEPT)}" if like else ""
+    ending = f"-like-{hashlib.sha256(like.read_bytes()).hexdigest()[:16]}" if like else ""
     return home.measured / f"{measured_stem(parent)}-{digest}{ending}{_KEPT}"
 
 
