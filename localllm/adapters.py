@@ -19,7 +19,7 @@ from typing import Literal
 from localllm.adapter_gguf import AdapterHeader, check_fit, is_adapter, read_adapter_header
 from localllm.adapter_mlx import CONFIG, WEIGHTS, read_mlx_adapter
 from localllm.errors import InvalidModelError, LocalLLMError, ModelNotFoundError, StoreError, UsageError
-from localllm.files import sync_directory, write_atomic
+from localllm.files import subdirectories, sync_directory, write_atomic
 from localllm.gguf_header import read_gguf_header, read_gguf_parts
 from localllm.models.derive import plain_stem, store_name
 from localllm.models.manifest import MANIFEST, Manifest, ModelFile
@@ -113,9 +113,7 @@ class AdapterStore:
 
     def list(self) -> Adapters:
         """Every whole adapter, sorted by name."""
-        if not self.home.adapters.is_dir():
-            return []
-        found = (self._read(entry) for entry in sorted(self.home.adapters.iterdir()) if entry.is_dir())
+        found = map(self._read, subdirectories(self.home.adapters))
         return [adapter for adapter in found if adapter is not None]
 
     def resolve(self, name: str) -> AdapterManifest:

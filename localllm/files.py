@@ -49,6 +49,14 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         sync_directory(path.parent)
 
 
+def subdirectories(directory: Path) -> list[Path]:
+    """The directories in ``directory``, sorted, without hidden ones; none where it is not there, or no more."""
+    try:
+        return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
 def sync_file(path: Path) -> None:
     """Bring to the disk what was written to ``path``, by whichever process."""
     descriptor = os.open(path, os.O_RDONLY)

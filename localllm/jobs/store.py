@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from localllm.errors import JobError
-from localllm.files import disk_full_as_error
+from localllm.files import disk_full_as_error, subdirectories
 from localllm.jobs.event_log import EventWriter
 from localllm.jobs.events import Record, State
 from localllm.jobs.job import EVENTS, LOCK, Job
@@ -204,9 +204,7 @@ class JobStore:
         threading.Thread(target=process.wait, daemon=True, name=f"job-{job.id}").start()
 
     def _directories(self) -> "Paths":
-        if not self._home.jobs.is_dir():
-            return []
-        return sorted(path for path in self._home.jobs.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return subdirectories(self._home.jobs)
 
 
 # JobStore.list hides the type's name inside the class.

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from localllm.errors import InvalidModelError, ModelNotFoundError, StoreError
-from localllm.files import sync_directory
+from localllm.files import subdirectories, sync_directory
 from localllm.models.aliases import ALIASES
 from localllm.models.manifest import MANIFEST, Manifest, made_by, read_manifest
 from localllm.models.names import ModelName, parse_model_name
@@ -179,13 +179,13 @@ class ModelStore:
         """
         bin_directory = self.workspace.bin_for(directory)
         try:
+            freed = self.would_free(directory)
             directory.rename(bin_directory)
         except FileNotFoundError as error:
             raise ModelNotFoundError(f"{directory.parent.name}:{directory.name} is gone already.") from error
         with suppress(OSError):  # another variant is there
             directory.parent.rmdir()
-        freed = self.would_free(bin_directory)
-        shutil.rmtree(bin_directory)
+        shutil.rmtree(bin_directory, ignore_errors=True)  # another process may do the same
         return freed
 
     def would_free(self, directory: Path) -> int:
@@ -200,15 +200,7 @@ class ModelStore:
         )
 
     def _directories(self) -> Paths:
-        if not self.home.models.is_dir():
-            return []
-        return sorted(
-            variant
-            for name in self.home.models.iterdir()
-            if name.is_dir() and not name.name.startswith(".")
-            for variant in name.iterdir()
-            if variant.is_dir() and not variant.name.startswith(".")
-        )
+        return [variant for name in subdirectories(self.home.models) for variant in subdirectories(name)]
 
     def _read(self, directory: Path) -> Manifest | None:
         try:

@@ -87,4 +87,7 @@ class Workspace:
 
 
 def _newest(directory: Path) -> float:
-    return max((path.lstat().st_mtime for path in [directory, *directory.iterdir()]), default=0.0)
+    try:
+        return max(path.lstat().st_mtime for path in [directory, *directory.iterdir()])
+    except FileNotFoundError:
+        return 0.0  # whose it was has just deleted it

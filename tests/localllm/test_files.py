@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from localllm.errors import DiskFullError, SettingsError
-from localllm.files import write_atomic
+from localllm.files import subdirectories, write_atomic
 from localllm.logs import log_to_file
 from localllm.paths import Home
 
@@ -85,3 +85,11 @@ def test_a_log_that_cannot_be_written_is_an_error_for_a_person(home):
     (home.logs / "try.log").mkdir()
     with pytest.raises(SettingsError, match=r"try\.log cannot be written: Is a directory"):
         log_to_file(home, "try")
+
+
+def test_what_is_in_a_directory_that_may_be_gone(tmp_path):
+    for name in ("b", "a", ".hidden"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    assert [path.name for path in subdirectories(tmp_path)] == ["a", "b"]
+    assert subdirectories(tmp_path / "gone") == []

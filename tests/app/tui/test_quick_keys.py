@@ -10,7 +10,7 @@ from app.tui.screens.train_dialogs import TrainingsDialog
 from app.tui.screens.train_run import TrainRunScreen
 from app.tui.widgets.prompt import Prompt
 from localllm.jobs.record import JobSpec, JobStatus, write_status
-from tests.app.tui.test_chat import shown
+from tests.app.tui.test_chat import shown, wait_for
 
 
 @pytest.fixture
@@ -31,6 +31,7 @@ async def test_enter_pressed_twice_sends_once(app, client, settle, conversations
         app.screen.prompt.put("Hi")
         for _ in range(2):  # both keys are in the queue before anything is sent
             app.screen.prompt.post_message(Prompt.Submitted("Hi"))
+        await wait_for(pilot, lambda: shown(app))
         await settle(pilot)
         assert shown(app) == [("user", "Hi", "done"), ("assistant", "Hello there.", "done")]
     assert len(client.requests) == 1

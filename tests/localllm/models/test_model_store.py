@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -149,3 +150,22 @@ def test_keys_are_safe_and_differ(store):
     assert all(Path(key).name == key and len(key) < 100 for key in keys)
     assert store.workspace.can_resume(keys[0])
     assert not store.workspace.can_resume(keys[3])
+
+
+def test_models_that_come_and_go_while_they_are_listed(store):
+    put(store, "stays", "f16")
+    ends = threading.Event()
+
+    def come_and_go():
+        while not ends.is_set():
+            store.discard(store.directory(put(store, "goes", "f16")))
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(1000):
+            assert "stays" in {model.name for model in store.list()}
+            store.damaged()
+    finally:
+        ends.set()
+        thread.join()
