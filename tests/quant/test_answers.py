@@ -15,7 +15,7 @@ from quant.child import never_cancelled, no_progress
 from quant.convert import from_gguf, to_gguf
 from quant.fit.groups import group_of
 from quant.fit.plan import plan_fit
-from quant.fit.sensitivity import measure_sensitivity
+from quant.fit.sensitivity import Sensitivity, measure_sensitivity
 from quant.llama_quantize import quantize_gguf
 from quant.mlx_quantize import quantize_mlx
 from serve.engine.process import start_engine
@@ -66,7 +66,7 @@ def fitted(sources: Sources, work: Path) -> Path:
         (),
         work,
         candidates=("q8_0", "q4_k_s"),
-        scales=scales,
+        like=Sensitivity(header.architecture, header.n_layer, {}, scales, {}),
         progress=no_progress,
         check_cancelled=never_cancelled,
     )
