@@ -33,9 +33,9 @@ from quant.fit.text import probing_texts
 from quant.imatrix.collect import Calibration, collect_imatrix
 from quant.imatrix.texts import default_texts
 from quant.llama_quantize import QuantizeResult, quantize_gguf
+from quant.llama_types import FLOAT_TYPES
 from quant.measure.run import MeasureOptions, Quality, make_reference, measure
 
-_FLOATS = ("F32", "F16", "BF16")
 _ALIGNMENT = 32
 _KV_CONTEXT = 8192
 
@@ -101,7 +101,7 @@ def prepare(model: Path, text: Path, n_chunks: int, work: Path, like: Path | Non
 def _plain(model: Path, work: Path) -> Path:
     """The model itself; of a quantized one, its unpacked form in F16."""
     kind = read_gguf_header(model).quantization
-    if kind in _FLOATS:
+    if kind in FLOAT_TYPES:
         return model
     target = work / f"{model.stem}-f16.gguf"
     if not target.exists():

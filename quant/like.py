@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from localllm.errors import QuantizeError, UsageError
 from localllm.gguf_header import GGUFHeader
-from quant.llama_types import FILE_TYPES, file_type_of
-
-_FLOATS = ("F32", "F16", "BF16")
+from quant.llama_types import FILE_TYPES, FLOAT_TYPES, file_type_of
 
 
 def choices_of(header: GGUFHeader, name: str) -> tuple[str, tuple[str, ...]]:
@@ -27,12 +25,12 @@ def choices_of(header: GGUFHeader, name: str) -> tuple[str, tuple[str, ...]]:
     matrices = {tensor.name: tensor for tensor in header.tensors if len(tensor.shape) > 1}
     n_bytes: Counter[str] = Counter()
     for tensor in matrices.values():
-        if tensor.type_name not in _FLOATS:
+        if tensor.type_name not in FLOAT_TYPES:
             n_bytes[tensor.type_name] += tensor.n_bytes
     if not n_bytes:
         raise UsageError(f"{name} is not quantized.", "Give --like a model that is.")
     said = FILE_TYPES.get(header.quantization.lower())
-    file_type = said.name if said is not None and said.base not in _FLOATS else file_type_of(n_bytes)
+    file_type = said.name if said is not None and said.base not in FLOAT_TYPES else file_type_of(n_bytes)
     return file_type, rules({matrix: tensor.type_name for matrix, tensor in matrices.items()})
 
 

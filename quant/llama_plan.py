@@ -21,6 +21,7 @@ from quant.imatrix.file import ImportanceMatrix
 from quant.llama_choices import QuantizeChoices, source_parts
 from quant.llama_types import (
     ASSERTS_IMATRIX,
+    FLOAT_TYPES,
     REFUSED_WITHOUT_IMATRIX,
 )
 
@@ -31,7 +32,6 @@ _TENSOR = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+)\s+-.*?(?:MiB \((\w+)\))?$")
 _FALLBACK = re.compile(r"^warning: (\S+)\s+- ncols\s+\d+ not divisible by\s+\d+ \(required for type\s+(\w+)\)")
 _MANUAL = re.compile(r": (\S+)\s+- applying manual override: (\w+) -> (\w+)$")
 _BLOCKS = {kind.name: kind for kind in TENSOR_TYPES.values()}
-_FLOATS = frozenset({"F32", "F16", "BF16"})
 _ALIGNMENT = 32
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 
@@ -154,7 +154,7 @@ def refuse_other_model(plan: QuantizePlan, imatrix: ImportanceMatrix) -> None:
     quantized = [
         tensor
         for tensor in plan.tensors
-        if tensor.name.startswith("blk.") and tensor.reason != "kept" and tensor.to_type not in _FLOATS
+        if tensor.name.startswith("blk.") and tensor.reason != "kept" and tensor.to_type not in FLOAT_TYPES
     ]
     known = [tensor for tensor in quantized if tensor.name in imatrix.entries]
     for tensor in known:
@@ -266,7 +266,7 @@ def _warnings(tensors: Sequence[TensorPlan], wanted: Mapping[str, str], choices:
             f"({', '.join(map(str, rows))}) are no multiple of its block: "
             f"{', '.join(f'{old} becomes {new}' for old, new in swaps)}."
         )
-    again = [tensor for tensor in tensors if tensor.to_type != tensor.from_type and tensor.from_type not in _FLOATS]
+    again = [tensor for tensor in tensors if tensor.to_type != tensor.from_type and tensor.from_type not in FLOAT_TYPES]
     if again:
         kinds = ", ".join(sorted({tensor.from_type for tensor in again}))
         said.append(

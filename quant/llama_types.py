@@ -82,6 +82,7 @@ _ALL = (
 FILE_TYPES: dict[str, FileType] = {file_type.name: file_type for file_type in _ALL}
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "fp16": "f16", "fp32": "f32"}
 
+FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 # What single tensors may be set to: everything that ggml has a quantizer for.
 _NOT_WEIGHTS = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
 TENSOR_TYPE_NUMBERS: dict[str, int] = {

@@ -13,7 +13,6 @@ from localllm.adapters import AdapterManifest, AdapterStore
 from localllm.errors import ModelNotFoundError, UsageError
 from localllm.models.manifest import Manifest, made_by
 from localllm.models.measured import forget_predictions
-from localllm.models.names import parse_model_name
 from localllm.models.store import ModelStore
 from localllm.paths import Home
 from localllm.sanitize import one_line
@@ -138,16 +137,7 @@ def _brief(value: Any) -> str:
 
 def _lineage(store: ModelStore, model: Manifest) -> list[str]:
     """What the model was made from, and that from, as far as the store knows."""
-    steps: list[str] = []
-    seen = {model.model_name}
-    while model.parent:
-        steps.append(f"{model.parent.name} ({model.parent.how})")
-        parent = store.get(parse_model_name(model.parent.name))
-        if parent is None or parent.model_name in seen:
-            break
-        seen.add(parent.model_name)
-        model = parent
-    return steps
+    return [f"{one.parent.name} ({one.parent.how})" for one in store.lineage(model) if one.parent]
 
 
 def _record(store: ModelStore, model: Manifest) -> dict[str, object]:

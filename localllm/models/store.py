@@ -2,7 +2,7 @@
 
 import errno
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -43,6 +43,15 @@ class ModelStore:
     def get(self, name: ModelName) -> Manifest | None:
         """The model of exactly this name and variant; None when it is not here (or damaged)."""
         return self._read(self.home.models / name.name / name.variant) if name.variant else None
+
+    def lineage(self, model: Manifest) -> Iterator[Manifest]:
+        """The model, what it was made from, and that from, as far as they are here; names that go in a circle end."""
+        seen = set[ModelName]()
+        found: Manifest | None = model
+        while found is not None and found.model_name not in seen:
+            seen.add(found.model_name)
+            yield found
+            found = self.get(parse_model_name(found.parent.name)) if found.parent else None
 
     def resolve(self, text: str) -> Manifest:
         """Find a model by ``name[:variant]`` or by an alias (``starter``).
@@ -185,7 +194,8 @@ class ModelStore:
             raise ModelNotFoundError(f"{directory.parent.name}:{directory.name} is gone already.") from error
         with suppress(OSError):  # another variant is there
             directory.parent.rmdir()
-        shutil.rmtree(bin_directory, ignore_errors=True)  # another process may do the same
+        with suppress(FileNotFoundError):  # another process does the same
+            shutil.rmtree(bin_directory)
         return freed
 
     def would_free(self, directory: Path) -> int:

@@ -183,20 +183,23 @@ def _kept(home: Home, parent: Manifest, imatrix: Path | None, like: Path | None)
 
 
 def _measured(store: ModelStore, name: str) -> tuple[Manifest, Path]:
-    """A model that was measured itself, and the newest of what was kept of it.
+    """A model that was measured, and the newest of what was kept of it.
+
+    Of a model that was made here it may be what it was made from: what a budget was planned for is measured, not its
+    result.
 
     Raises:
         ModelNotFoundError: There is no such model.
         UsageError: Nothing was kept.
     """
-    model = store.resolve(name)
-    newest = _newest(store.home, model)
-    if newest is None:
-        raise UsageError(
-            f"Nothing was measured of {model.model_name} that --fit could use.",
-            f"`localllm quantize {model.model_name} --fit SIZE --dry-run` measures it.",
-        )
-    return model, newest
+    asked = store.resolve(name)
+    for model in store.lineage(asked):
+        if newest := _newest(store.home, model):
+            return model, newest
+    raise UsageError(
+        f"Nothing was measured of {asked.model_name} that --fit could use.",
+        f"`localllm quantize {asked.model_name} --fit SIZE --dry-run` measures it.",
+    )
 
 
 def _newest(home: Home, model: Manifest) -> Path | None:

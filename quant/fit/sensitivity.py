@@ -33,7 +33,7 @@ from quant.fit.groups import group_of, role_of
 from quant.imatrix.file import ImportanceMatrix, read_imatrix
 from quant.llama_choices import source_parts
 from quant.llama_quantize import quantize_gguf
-from quant.llama_types import FILE_TYPES
+from quant.llama_types import FILE_TYPES, FLOAT_TYPES
 from quant.measure.run import MeasureOptions, make_reference, measure
 
 # What a tensor's rows cannot take becomes another type, which is then a candidate for it. The old forms in blocks of 32
@@ -54,7 +54,6 @@ CANDIDATES = (
 )
 _PROBE = "q3_k_s"  # far enough from the source to be measured on little text, near enough to be a small disturbance
 DEFAULT_OPTIONS = MeasureOptions(n_ctx=256, max_chunks=8)
-_FLOATS = ("F32", "F16", "BF16")
 _FORMAT = 4
 _MEASURE = "Leave out --like: this model is measured itself then."
 _BLOCK_OF = {kind.name: str(kind.block) for kind in TENSOR_TYPES.values()}
@@ -165,7 +164,7 @@ def measure_sensitivity(
         raise QuantizeError("This model has no matrices that could be quantized.")
     groups = _members(tensors, lambda name: group_of(name, header.n_layer))
     if like is None:
-        plain = header.quantization.lower() if header.quantization in _FLOATS else "f16"
+        plain = header.quantization.lower() if header.quantization in FLOAT_TYPES else "f16"
         prober = _Prober(source, imatrix, work, plain, options, check_cancelled)
         prober.prepare(texts)
         found = _measure_scales(prober, groups, tensors, probed, progress)

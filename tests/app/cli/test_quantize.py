@@ -175,6 +175,10 @@ def test_what_was_measured_serves_the_next_of_the_family(tiny, home, tmp_path, c
     assert read_sensitivity(taken).scales == read_sensitivity(measured).scales
     assert read_sensitivity(taken).tensors != read_sensitivity(measured).tensors
     assert tiny.resolve("next:fit-80mb").parent.how.endswith("--like tiny:f16 --as next:fit-80mb")
+    # It serves also by the name of what was made of the model that was measured.
+    assert main(["quantize", "tiny:f16", "--to", "q8_0"]) == 0
+    assert main(["quantize", "next:f16", *fit, "--like", "tiny:q8_0", "--as", "next:again"]) == 0
+    assert tiny.resolve("next:again").parent.how.endswith("--like tiny:f16 --as next:again")
     # What was taken over was not measured of this model: nobody takes it over again.
     assert main(["quantize", "tiny", *fit, "--like", "next"]) == 2
 

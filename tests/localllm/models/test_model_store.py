@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from filelock import FileLock
 
 from localllm.errors import InvalidModelError, ModelNotFoundError, StoreError, UsageError
 from localllm.models.aliases import ALIASES
-from localllm.models.manifest import MANIFEST, Manifest, ModelFile, write_manifest
+from localllm.models.manifest import MANIFEST, Manifest, ModelFile, Parent, write_manifest
 from localllm.models.pull import pull
 
 
@@ -169,3 +170,13 @@ def test_models_that_come_and_go_while_they_are_listed(store):
     finally:
         ends.set()
         thread.join()
+
+
+def test_a_lineage_ends_where_a_name_comes_again(store):
+    first, second, third = (put(store, name, "f16") for name in ("first", "second", "third"))
+    for model, parent in ((first, third), (second, first), (third, second)):
+        made = replace(model, parent=Parent(str(parent.model_name), "0" * 64, "quantize"))
+        write_manifest(store.directory(model), made)
+    assert [model.name for model in store.lineage(store.resolve("first"))] == ["first", "third", "second"]
+    gone = replace(first, parent=Parent("gone:f16", "0" * 64, "quantize"))
+    assert list(store.lineage(gone)) == [gone]
