@@ -19,8 +19,9 @@
      ├─ GateError                 an exported model does not predict what was trained
      ├─ ConversationError         a conversation or message that is not there, or a damaged database
      ├─ EngineError               the process that holds a model failed
-     │   ├─ EngineDiedError       it died in the middle of a request
-     │   ├─ EngineLoadError       it could not load the model
+     │   ├─ EngineCrashError      its process ended too early
+     │   │   ├─ EngineDiedError   in the middle of a request
+     │   │   └─ EngineLoadError   while it loaded the model; or it could not load it
      │   └─ EngineBusyError       its queue is full
      ├─ RequestError              a request that the engine refuses (unsupported, malformed)
      │   └─ ContextLengthError    prompt and answer do not fit in the context
@@ -122,11 +123,26 @@ class EngineError(LocalLLMError):
     """The process that holds a model failed."""
 
 
-class EngineDiedError(EngineError):
+class EngineCrashError(EngineError):
+    """The engine's process ended before its work was done.
+
+    Attributes:
+        crash: Name of the signal of a crash of its own (``SIGILL``); empty where it ended otherwise, or was killed.
+    """
+
+    def __init__(self, message: str, hint: str = "", crash: str = "") -> None:
+        super().__init__(message, hint)
+        self.crash = crash
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.message, self.hint, self.crash))
+
+
+class EngineDiedError(EngineCrashError):
     """The engine's process ended in the middle of a request."""
 
 
-class EngineLoadError(EngineError):
+class EngineLoadError(EngineCrashError):
     """The engine's process could not load the model."""
 
 

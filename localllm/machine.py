@@ -9,6 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+BLAS_VARIABLE, BLAS_KERNEL_VARIABLE = "LOCALLLM_BLAS", "LOCALLLM_BLAS_KERNEL"
+_OPENBLAS_VARIABLE = "OPENBLAS_CORETYPE"
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -73,40 +76,54 @@ def sysctl(name: str) -> str:
     return done.stdout.strip()
 
 
-def find_blas(prefix: Path | None = None) -> Blas | None:
-    """The tuned BLAS that MLX should use on Linux: the system's OpenBLAS, else the ``mkl`` wheel's library.
+def installed_blas(prefix: Path | None = None) -> list[Blas]:
+    """The tuned BLAS libraries that MLX could use on Linux: the system's OpenBLAS, then the ``mkl`` wheel's.
 
     MLX's Linux wheel carries the reference BLAS: about 5 GFLOP/s, where a tuned one gives 100 on two cores. On macOS
-    MLX uses Accelerate and Metal, and None is right.
+    MLX uses Accelerate and Metal, and none is right.
 
     Args:
         prefix: Where the ``mkl`` wheel puts its libraries (``sys.prefix``).
     """
     if platform.system() != "Linux":
-        return None
+        return []
     system = ctypes.util.find_library("openblas")
-    if system:
-        return Blas("OpenBLAS", system)
+    found = [Blas("OpenBLAS", system)] if system else []
     libraries = sorted((Path(sys.prefix) if prefix is None else prefix).glob("lib/libmkl_rt.so*"))
-    return Blas("MKL", str(libraries[-1])) if libraries else None
+    return [*found, *(Blas("MKL", str(path)) for path in libraries[-1:])]
 
 
-def preload_blas() -> Blas | None:
-    """Make MLX use :func:`find_blas`; call it before ``mlx.core`` is imported, in a process that computes.
+def chosen_blas() -> str:
+    """The library that MLX gets in this process; empty for none.
+
+    What :mod:`localllm.native.environment` chose for it, else the first that is installed.
+    """
+    chosen = os.environ.get(BLAS_VARIABLE)
+    return chosen if chosen is not None else next((blas.library for blas in installed_blas()), "")
+
+
+def preload_blas() -> str:
+    """Make MLX use :func:`chosen_blas`; call it before ``mlx.core`` is imported, in a process that computes.
 
     The library's ``cblas_*`` functions become global, so the dynamic linker prefers them to those of MLX's own copy.
 
     Returns:
-        What was loaded; None when there is none, or it cannot be loaded.
+        What was loaded; empty when there is none, or it cannot be loaded.
     """
-    blas = find_blas()
-    if blas is None:
-        return None
+    library = chosen_blas()
+    if not library:
+        return ""
+    kernel, before = os.environ.get(BLAS_KERNEL_VARIABLE), os.environ.get(_OPENBLAS_VARIABLE)
+    if kernel and before is None:  # it reads this as it is loaded; NumPy's own copy must not
+        os.environ[_OPENBLAS_VARIABLE] = kernel
     try:
-        ctypes.CDLL(blas.library, mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     except OSError:
-        return None  # found but broken (a missing dependency): slow is better than not at all
-    return blas
+        return ""  # found but broken (a missing dependency): slow is better than not at all
+    finally:
+        if kernel and before is None:
+            del os.environ[_OPENBLAS_VARIABLE]
+    return library
 
 
 def set_blas_threads(n_threads: int) -> None:

@@ -3,12 +3,14 @@
 import os
 
 from localllm.machine import preload_blas
+from localllm.native.environment import blas_environment
+from localllm.paths import Home
 
 
 def prepare_process(n_threads: int, *, cpu: bool) -> None:
     """Get this process ready for MLX; must come before the first import of ``mlx``, mlx-lm and ``transformers``.
 
-    A tuned BLAS is put under MLX on Linux, and nothing may ask the network for a file.
+    The fastest BLAS of this machine is put under MLX on Linux, and nothing may ask the network for a file.
 
     Args:
         n_threads: Threads of the BLAS; 0 leaves the choice to it.
@@ -21,6 +23,7 @@ def prepare_process(n_threads: int, *, cpu: bool) -> None:
     os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
     os.environ.update({"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"})
     os.environ.pop("MLXLM_USE_MODELSCOPE", None)
+    os.environ.update(blas_environment(Home.resolve()))
     preload_blas()
     import mlx.core as mx  # deferred: it binds its BLAS as it is imported
 

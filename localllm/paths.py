@@ -85,6 +85,11 @@ class Home:
         return self.root / "measured"
 
     @property
+    def native(self) -> Path:
+        """What was found of the native libraries on this machine; made where something is (:mod:`localllm.native`)."""
+        return self.root / "native"
+
+    @property
     def database(self) -> Path:
         """Conversations and votes, in SQLite."""
         return self.root / "localllm.db"

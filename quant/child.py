@@ -16,6 +16,9 @@ from typing import IO, Any
 
 from localllm import errors
 from localllm.errors import LocalLLMError, QuantizeError
+from localllm.native.crashes import how_it_ended, mend_hint
+from localllm.native.environment import native_environment
+from localllm.paths import Home
 from localllm.sanitize import one_line
 
 Progress = Callable[[str, int, int | None], None]
@@ -55,7 +58,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=os.environ | _ENVIRONMENT,
+            env={**_ENVIRONMENT, **os.environ, **native_environment(Home.resolve())},
         )
         return self
 
@@ -88,8 +91,9 @@ class Child:
         _send(self._process.stdin, request)
         answer = _listen(self._process, progress, check_cancelled)
         if answer is None:
-            ended = f"{self._what[:1].upper()}{self._what[1:]} ended unexpectedly ({_how_it_ended(self._process)})."
-            raise QuantizeError(ended, _last_words(self._log))
+            code = self._process.wait()
+            ended = f"{self._what[:1].upper()}{self._what[1:]} ended unexpectedly: {how_it_ended(code)}."
+            raise QuantizeError(ended, f"{_last_words(self._log)}{mend_hint(code)}")
         if "error" in answer:
             raise _error(answer["error"])
         result: dict[str, Any] = answer["result"]
@@ -152,11 +156,6 @@ def _error(described: Mapping[str, str]) -> LocalLLMError:
     if not (isinstance(kind, type) and issubclass(kind, LocalLLMError)):
         kind = QuantizeError
     return kind(described["message"], described["hint"])
-
-
-def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
-    code = process.wait()
-    return f"signal {-code}" if code < 0 else f"code {code}"
 
 
 def _last_words(log: IO[bytes]) -> str:

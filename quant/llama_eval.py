@@ -13,6 +13,7 @@ import numpy as np
 
 from localllm.errors import InvalidModelError, QuantizeError
 from localllm.gguf_header import read_gguf_parts
+from localllm.native.llama_params import model_params
 from quant.llama_choices import source_parts
 from quant.llama_types import TENSOR_TYPE_NUMBERS
 
@@ -52,8 +53,7 @@ class LlamaEvaluator:
     ) -> None:
         read_gguf_parts(source_parts(path))
         lib.llama_backend_init()
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        params = model_params(lib, n_gpu_layers)
         self._model = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise InvalidModelError(f"llama.cpp cannot load {path.name}.", "It may be newer than llama-cpp-python.")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from localllm.native.environment import native_environment
 from localllm.paths import Home
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -42,8 +43,16 @@ def kept_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
+@pytest.fixture(scope="session")
+def native() -> dict[str, str]:
+    """What works on this machine, probed once for all tests: homes of their own would probe again and again."""
+    return native_environment(_cached_home())
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(kept_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(
+    kept_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: dict[str, str]
+) -> None:
     """A home in ``tmp_path``, and none of the person's settings, tokens, proxies or colours."""
     for name in list(os.environ):
         if name.startswith(_FORGOTTEN) or name.lower() in _PROXIES:
@@ -52,6 +61,8 @@ def clean_environment(kept_environment: None, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setenv("NO_COLOR", "1")
+    for name, value in native.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +118,12 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
+def _cached_home() -> Home:
+    """Where models of tests are kept from one run to the next."""
+    place = _ENVIRONMENT.get("LOCALLLM_TEST_HOME") or REPOSITORY / ".cache" / "test-home"
+    return Home(Path(place).absolute()).ensure()
+
+
 def _fetched(source: str, *, as_name: str = "") -> Path | str:
     """The file of a model, fetched once into ``.cache/test-home`` (or ``$LOCALLLM_TEST_HOME``); else what went wrong.
 
@@ -116,9 +133,7 @@ def _fetched(source: str, *, as_name: str = "") -> Path | str:
     from localllm.errors import ModelNotFoundError
     from localllm.models.store import ModelStore
 
-    cached = Home(
-        Path(_ENVIRONMENT.get("LOCALLLM_TEST_HOME") or REPOSITORY / ".cache" / "test-home").absolute()
-    ).ensure()
+    cached = _cached_home()
     store = ModelStore(cached)
     try:
         return store.file(store.resolve(as_name or source))

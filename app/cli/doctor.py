@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -20,11 +21,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Look at the machine, the engines, the home directory and privacy; takes a few seconds. Nothing is changed.\n"
         "Each line is ok, warn (works, could be better) or PROBLEM; ends with 1 when there is a problem."
     )
+    parser.add_argument(
+        "--mend",
+        action="store_true",
+        help="look anew how llama.cpp and the BLAS work here; build llama.cpp for this processor where that helps",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
 
 def run(args: argparse.Namespace, home: Home) -> int:
     """Print the report; 1 when it has a problem."""
+    if args.mend:
+        _mend(home)
     sections = []
     for section in examine(home):
         sections.append(section)
@@ -40,14 +48,34 @@ def run(args: argparse.Namespace, home: Home) -> int:
     return 1 if counts["problem"] else 0
 
 
+def _mend(home: Home) -> None:
+    """Probe anew, and build llama.cpp where it does not work or could be faster; what is done goes to stderr.
+
+    Raises:
+        EngineError: It does not work, and could not be built.
+    """
+    # Deferred, as in examine().
+    from localllm.native.blas import needs_blas, prove_blas
+    from localllm.native.mend import blas_line, mend_llama
+
+    def say(line: str) -> None:
+        print(printable(line), file=sys.stderr, flush=True)
+
+    mend_llama(home, say, anew=True, rebuild="slow")
+    if needs_blas():
+        say(blas_line(prove_blas(home, anew=True)))
+
+
 def examine(home: Home) -> Iterator[Section]:
     """All checks, each section as soon as it is known."""
     # Deferred: with psutil, pydantic and the store these cost 100 ms, which `doctor --help` need not pay.
     from localllm.checkup import computer, engines, privacy
     from localllm.checkup import home as in_home
-    from localllm.machine import find_blas, read_machine
+    from localllm.machine import read_machine
     from localllm.memory import machine_memory
     from localllm.models.store import ModelStore
+    from localllm.native.blas import prove_blas
+    from localllm.native.llama_verdict import prove_llama
     from localllm.settings import load_settings
     from serve.discovery import running_server
 
@@ -58,7 +86,7 @@ def examine(home: Home) -> Iterator[Section]:
     memory = machine_memory(settings.memory_gb if settings else 0)
     yield Section("Machine", tuple(computer.check_machine(read_machine(), memory)))
     yield Section("Python", tuple(computer.check_python()))
-    yield Section("Engines", (*engines.check_llama(), *engines.check_mlx(find_blas())))
+    yield Section("Engines", (*engines.check_llama(prove_llama(home)), *engines.check_mlx(prove_blas(home))))
     yield Section(
         "Home",
         (

@@ -13,7 +13,7 @@ from localllm.paths import Home
 from localllm.sanitize import one_line
 from localllm.settings import Settings
 from serve.discovery import running_server, stop_managed
-from serve.engine.process import start_engine
+from serve.engine.ladder import LadderStarter
 from serve.http.server import DRAIN_SECONDS, Running, ServerOptions, run_server
 from serve.registry import Registry
 
@@ -61,7 +61,7 @@ async def _serve(
         if record.managed:
             _say("The app's own server is running; taking its place.")
         await stop_managed(home, record)
-    await run_server(home, settings, options, start_engine, on_ready=ready, on_stopping=_stopping)
+    await run_server(home, settings, options, LadderStarter(home), on_ready=ready, on_stopping=_stopping)
 
 
 async def _announce(running: Running, store: ModelStore, models: list[str], keyed: bool, *, as_json: bool) -> None:

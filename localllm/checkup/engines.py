@@ -1,79 +1,52 @@
 """Checks of the engines: does llama.cpp load, does MLX, and how fast is its linear algebra."""
 
-import json
+import os
 import platform
-import re
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from localllm.checkup.finding import Finding
-from localllm.machine import Blas
+from localllm.machine import BLAS_KERNEL_VARIABLE, BLAS_VARIABLE
+from localllm.native.blas import KERNEL_VARIABLE, BlasVerdict
+from localllm.native.llama_params import WAY_VARIABLE, way_named
+from localllm.native.llama_verdict import Verdict
+from localllm.native.mend import what_is_slow
+from localllm.native.probing import RunProbe, run_probe
+from localllm.native.processor import Processor, read_processor
 from localllm.sanitize import one_line
 
-_TIMEOUT_SECONDS = 60  # the first import after an installation reads hundreds of MB from the disk
+_PROBE = "localllm.checkup.probe"
+_MEND = "`localllm doctor --mend` builds it for this machine: some minutes, with a C/C++ compiler."
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What a probing process said.
+def check_llama(verdict: Verdict, processor: Processor | None = None) -> list[Finding]:
+    """Whether llama.cpp computes rightly, in which way, what would be faster, and whether it uses the GPU.
 
-    Attributes:
-        facts: Its JSON object; empty when it failed.
-        failure: Why it failed, in one line; empty when it did not.
+    Args:
+        verdict: What the probes found.
+        processor: That of this machine; None looks.
     """
-
-    facts: dict[str, Any]
-    failure: str = ""
-
-
-RunProbe = Callable[..., Probe]
-
-
-def run_probe(*arguments: str, timeout: float = _TIMEOUT_SECONDS) -> Probe:
-    """Run :mod:`localllm.checkup.probe` with ``arguments`` in a process of its own."""
-    command = [sys.executable, "-P", "-m", "localllm.checkup.probe", *arguments]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Probe({}, f"no answer in {timeout:.0f} seconds")
-    if done.returncode < 0:
-        return Probe({}, f"it crashed ({signal.Signals(-done.returncode).name})")
-    try:
-        facts = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        lines = done.stderr.strip().splitlines()
-        return Probe({}, one_line(lines[-1], 200) if lines else f"exit code {done.returncode}")
-    return Probe(facts)
-
-
-def check_llama(probe: RunProbe = run_probe) -> list[Finding]:
-    """Whether llama.cpp loads, and whether it uses the GPU."""
-    found = probe("llama")
-    if found.failure:
-        reinstall = (
-            "python -m pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
-        )
-        return [
-            Finding(
-                "problem", f"llama.cpp does not load: {found.failure}", f"Build it for this machine: `{reinstall}`."
-            )
-        ]
-    features = " ".join(re.findall(r"(\w+) = 1", str(found.facts["system"])))
-    findings = [Finding("ok", f"llama.cpp loads, built with {features or 'no special features'}")]
-    if found.facts["gpu"]:
+    processor = processor or read_processor()
+    lacking = processor.lacks(verdict.features)
+    built = f" (built with {' '.join(verdict.features)})" if verdict.features else ""
+    if verdict.way is None:
+        text = f"llama.cpp does not work here: {verdict.failure}{built}"
+        reason = f"This processor has no {', '.join(lacking)}. " if lacking else ""
+        return [Finding("problem", text, reason + _MEND)]
+    slow = what_is_slow(verdict, processor)
+    if not verdict.failure:
+        found = Finding("ok", f"llama.cpp computes rightly, alone and in batches{built}")
+        if slow:
+            found = Finding("warn", f"llama.cpp computes rightly, but {slow}{built}", _MEND)
+    else:
+        when = "a model died in it" if verdict.at_work else "as it was built it fails here"
+        text = f"llama.cpp {verdict.way.words}: {when} ({verdict.failure}){built}"
+        found = Finding("warn", text, _MEND if slow else "It is used so; nothing needs to be done.")
+    findings = [found]
+    if chosen := os.environ.get(WAY_VARIABLE):
+        findings.append(Finding("ok", f"{WAY_VARIABLE} is set: llama.cpp loads in the way {way_named(chosen).name!r}"))
+    if verdict.gpu and verdict.way.gpu:
         findings.append(Finding("ok", "It can put layers on the GPU"))
+    elif verdict.gpu:
+        findings.append(Finding("warn", "It has a GPU, which computes wrongly or crashes: models run on the CPU"))
     elif platform.system() == "Darwin":
         findings.append(
             Finding(
@@ -87,14 +60,14 @@ def check_llama(probe: RunProbe = run_probe) -> list[Finding]:
     return findings
 
 
-def check_mlx(blas: Blas | None, probe: RunProbe = run_probe) -> list[Finding]:
+def check_mlx(blas: BlasVerdict, probe: RunProbe = run_probe) -> list[Finding]:
     """Whether MLX loads, its device, and on Linux which BLAS it gets and what that is worth.
 
     Args:
-        blas: The tuned BLAS of this machine, see :func:`localllm.machine.find_blas`.
+        blas: What was found of the BLAS libraries of this machine.
         probe: Runs a probing process.
     """
-    plain = probe("mlx")
+    plain = probe(_PROBE, environment={BLAS_VARIABLE: ""})
     if plain.failure:
         hint = "Fine-tuning needs it; chat and serving do not. Run `python -m pip install mlx`."
         return [Finding("warn", f"MLX does not load: {plain.failure}", hint)]
@@ -102,14 +75,25 @@ def check_mlx(blas: Blas | None, probe: RunProbe = run_probe) -> list[Finding]:
     findings = [Finding("ok", f"MLX loads; its device is the {device.upper()}")]
     if platform.system() != "Linux" or device != "cpu":
         return findings
-    if blas is None:
+    unusable = [one for one in blas.tried if one.failure and not one.told]
+    findings += [Finding("warn", f"{one.name} ({one.library}) cannot be used: {one.failure}") for one in unusable]
+    best = blas.best
+    if best is None:
         return [*findings, Finding("warn", f"MLX uses its reference BLAS: {speed:.0f} GFLOP/s", _faster_blas())]
-    tuned = probe("mlx", blas.library)
+    tuned = probe(_PROBE, environment={BLAS_VARIABLE: best.library, BLAS_KERNEL_VARIABLE: best.told})
     if tuned.failure:
-        text = f"{blas.name} ({blas.library}) does not load: {tuned.failure}"
+        text = f"{best.name} ({best.library}) does not load under MLX: {tuned.failure}"
         return [*findings, Finding("warn", text, f"Until it does, fine-tuning is slow. {_faster_blas()}")]
-    text = f"{blas.name} ({blas.library}) is loaded for MLX: {float(tuned.facts['gflops']):.0f} GFLOP/s"
-    return [*findings, Finding("ok", f"{text}, {speed:.0f} without it")]
+    kernel = f", kernel {best.kernel}" if best.kernel else ""
+    text = f"{best.name} ({best.library}{kernel}) is loaded for MLX: {float(tuned.facts['gflops']):.0f} GFLOP/s"
+    text += f", {speed:.0f} without it"
+    own = blas.as_it_came
+    if best.told and own is not None:
+        text += f"; by itself it takes {own.kernel}: {own.failure or f'{own.gflops:.0f} GFLOP/s'}"
+    findings.append(Finding("ok", text))
+    if chosen := os.environ.get(KERNEL_VARIABLE):
+        findings.append(Finding("ok", f"{KERNEL_VARIABLE}={one_line(chosen, 40)} is set, and obeyed"))
+    return findings
 
 
 def _faster_blas() -> str:

@@ -158,6 +158,7 @@ def main(argv: Sequence[str] | None = None, packages: Sequence[str] = PACKAGES, 
     if lock is None:
         raise SystemExit(f"job {job.id} runs already")
     lock.close_in_forks()
+    os.environ["LOCALLLM_HOME"] = str(job.home.root)  # whatever this job starts belongs to the same home
     code = Worker(job, packages, resuming=args.resume, grace=grace).run()
     _end_children()
     return code

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 
 from localllm.errors import InvalidModelError
+from localllm.native.llama_params import model_params
 from localllm.sanitize import one_line
 from quant.tokenizers.deviations import known_reason
 from quant.tokenizers.sample import mixed_text
@@ -52,8 +53,8 @@ class LlamaVocabulary:
         import llama_cpp  # 0.2 s, and a native library
 
         self._library = llama_cpp
-        params = llama_cpp.llama_model_default_params()
-        params.vocab_only, params.n_gpu_layers = True, 0
+        params = model_params(llama_cpp, n_gpu_layers=0)
+        params.vocab_only = True
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise InvalidModelError(f"llama.cpp cannot load the vocabulary of {one_line(path.name, 80)}.")

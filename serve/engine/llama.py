@@ -14,6 +14,7 @@ import llama_cpp as lib
 import numpy as np
 
 from localllm.errors import EngineLoadError, RequestError
+from localllm.native.llama_params import model_params
 from serve.engine.types import SamplingParams
 
 _KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
@@ -37,8 +38,7 @@ class LlamaModel:
 
     def __init__(self, path: str, n_gpu_layers: int = -1) -> None:
         lib.llama_backend_init()
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        params = model_params(lib, n_gpu_layers)
         self.handle = lib.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise EngineLoadError(

@@ -7,13 +7,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from localllm.errors import EngineDiedError, EngineLoadError, LocalLLMError
+from localllm.native.crashes import crash_signal, how_it_ended
 from localllm.paths import FILE_MODE
 from localllm.sanitize import one_line
 from serve.engine import wire
@@ -71,6 +72,11 @@ class ProcessEngine:
     def alive(self) -> bool:
         """False once the process has ended."""
         return self._alive and self._process.poll() is None
+
+    @property
+    def crash(self) -> str:
+        """Name of the signal by which the process crashed; empty while it lives, and where it ended otherwise."""
+        return _crash_name(self._process.poll())
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """As in :class:`serve.engine.types.Engine`."""
@@ -185,25 +191,28 @@ class ProcessEngine:
 
     def _death(self) -> EngineDiedError:
         code = self._process.returncode
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         return EngineDiedError(
-            f"The process that held the model ended in the middle of its work ({how}).",
+            f"The process that held the model ended in the middle of its work: {how_it_ended(code)}.",
             "Ask again: the model is loaded anew.",
+            _crash_name(code),
         )
 
 
-async def start_engine(spec: EngineSpec, *, log_path: Path) -> ProcessEngine:
+async def start_engine(
+    spec: EngineSpec, *, log_path: Path, environment: Mapping[str, str] | None = None
+) -> ProcessEngine:
     """Start an engine's process and wait until its model is loaded.
 
     Args:
         spec: What to load and how.
         log_path: Where llama.cpp's own messages go (0600); they never hold a prompt.
+        environment: Variables for it besides this process's own, as :mod:`localllm.native.environment` has them.
 
     Raises:
         EngineLoadError: The model cannot be loaded; with llama.cpp's last words.
     """
     # In a thread: starting a process takes milliseconds that other requests' tokens would wait for.
-    process, ours = await asyncio.to_thread(_spawn, log_path)
+    process, ours = await asyncio.to_thread(_spawn, log_path, environment or {})
     try:
         reader, writer = await asyncio.open_connection(sock=ours)
         writer.write(wire.encode_frame({"load": asdict(spec)}))
@@ -220,12 +229,13 @@ async def start_engine(spec: EngineSpec, *, log_path: Path) -> ProcessEngine:
     await asyncio.to_thread(_end, process)
     if message is not None:
         raise wire.error_from_wire(message["failed"])
+    code = process.returncode
     raise EngineLoadError(
-        f"The process ended while it loaded the model (code {process.returncode}).", _last_words(log_path)
+        f"The process ended while it loaded the model: {how_it_ended(code)}.", _last_words(log_path), _crash_name(code)
     )
 
 
-def _spawn(log_path: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def _spawn(log_path: Path, environment: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """Start the process; return it and our end of the pipe."""
     ours, theirs = socket.socketpair()
     descriptor = os.open(log_path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, FILE_MODE)
@@ -237,7 +247,7 @@ def _spawn(log_path: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
             stdout=descriptor,
             stderr=descriptor,
             start_new_session=True,  # a Ctrl-C in the terminal is the server's to handle
-            env=_ENVIRONMENT | os.environ,
+            env={**_ENVIRONMENT, **os.environ, **environment},
         )
     except BaseException:
         ours.close()
@@ -263,6 +273,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _crash_name(code: int | None) -> str:
+    crash = crash_signal(code)
+    return "" if crash is None else crash.name
 
 
 def _last_words(log_path: Path) -> str:

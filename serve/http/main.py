@@ -15,7 +15,7 @@ from localllm.logs import log_to_file
 from localllm.paths import Home
 from localllm.settings import Settings
 from serve.discovery import ALREADY_RUNNING, ServerRunningError
-from serve.engine.process import start_engine
+from serve.engine.ladder import LadderStarter
 from serve.http.server import ServerOptions, run_server
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = Settings.model_validate_json(args.settings)
     log_to_file(home, "server", settings.log_level)
     try:
-        asyncio.run(run_server(home, settings, ServerOptions(), start_engine))
+        asyncio.run(run_server(home, settings, ServerOptions(), LadderStarter(home)))
     except ServerRunningError:
         return ALREADY_RUNNING
     except LocalLLMError as error:
