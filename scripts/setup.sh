@@ -82,6 +82,15 @@ step() {
     [ "$result" -eq 0 ] || install_failed
 }
 
+# prove: looks whether the native libraries work on this processor, says so, and builds llama.cpp otherwise if not.
+prove() {
+    proved=0
+    .venv/bin/python -P -m localllm.native.mend --anew --rebuild broken --constraints constraints.txt || proved=$?
+    [ "$proved" -ne 130 ] || interrupted
+    [ "$proved" -eq 0 ] || fail "llama.cpp does not work on this machine; what was found stands above." \
+        "Run the same command again when that is mended."
+}
+
 stop_ticker() {
     [ -n "$ticker" ] || return 0
     # KILL, because a TERM that comes before a new subshell has dropped this script's trap is lost.
@@ -132,6 +141,7 @@ if ! .venv/bin/python -c "import importlib.metadata as m; m.version('llama-cpp-p
 fi
 extra=$(extras "${1:-}")
 step "installing ${extra:-the rest}" -e ".$extra"
+prove
 touch .venv/.installed
 [ "${1:-}" != dev ] || touch .venv/.installed-dev
 echo "Installed in $(clock $(($(date +%s) - begun))); .venv takes $(du -sh .venv | cut -f1)."

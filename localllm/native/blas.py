@@ -153,6 +153,8 @@ def _key(libraries: Sequence[Blas], own: str | None) -> str:
 
 
 def _stamp(file: str) -> str:
+    if not file:
+        return ""
     try:
         status = Path(file).stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""Which kernel does a BLAS take, is its product right, how fast is it? ``python -P -m localllm.native.blas_probe LIBRARY``
+"""Which kernel a BLAS takes, whether its product is right, and how fast it is.
 
-A process of its own: the library reads ``OPENBLAS_CORETYPE`` as it is loaded, and a kernel for another processor ends
-it. Prints one JSON object.
+``python -P -m localllm.native.blas_probe LIBRARY``, a process of its own: the library reads ``OPENBLAS_CORETYPE`` as it
+is loaded, and a kernel for another processor ends it. Prints one JSON object.
 """
 
 import ctypes
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> int:
     blas = CBlas(argv[0])
     error = largest_error(blas)
     facts = {"kernel": blas.kernel, "file": blas.file, "right": error <= _TOLERANCE, "error": error}
-    print(json.dumps(facts | {"gflops": gflops(blas)}))
+    sys.stdout.write(json.dumps(facts | {"gflops": gflops(blas)}) + "\n")
     return 0
 
 

@@ -34,7 +34,7 @@ def probe(way_name: str) -> dict[str, Any]:
         "features": re.findall(r"(\w+) = 1", system),
         "gpu": bool(lib.llama_supports_gpu_offload()),
     }
-    print(json.dumps(facts), flush=True)  # known even when what follows crashes
+    _tell(facts)  # known even when what follows crashes
     model = ProbeModel()
     reference = model.logits()
     with tempfile.TemporaryDirectory() as directory:
@@ -91,9 +91,13 @@ class _Runner:
 
 def main(argv: list[str]) -> int:
     """Probe the way named by ``argv[0]``; print what was found as the last line."""
-    facts = probe(argv[0])
-    print(json.dumps(facts), flush=True)
+    _tell(probe(argv[0]))
     return 0
+
+
+def _tell(facts: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ anew. Ways that need another build are in :mod:`.rebuild`.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -99,7 +98,6 @@ def prove_llama(
     *,
     anew: bool = False,
     probe: RunProbe = run_probe,
-    on_probe: Callable[[Way], None] = lambda way: None,
 ) -> Verdict:
     """The verdict; where there is none, each way is probed until one works, about a second each, and it is kept.
 
@@ -107,27 +105,20 @@ def prove_llama(
         home: Where it is kept.
         anew: Probe although there is a verdict.
         probe: Runs a probe.
-        on_probe: Told of each way before it is probed.
     """
     if not anew and (known := known_verdict(home)) is not None:
         return known
-    verdict = probe_ways(probe, on_probe=on_probe)
+    verdict = probe_ways(probe)
     keep_verdict(home, verdict)
     return verdict
 
 
-def probe_ways(
-    probe: RunProbe = run_probe,
-    *,
-    library: Path | None = None,
-    on_probe: Callable[[Way], None] = lambda way: None,
-) -> Verdict:
+def probe_ways(probe: RunProbe = run_probe, *, library: Path | None = None) -> Verdict:
     """Probe one way after another until one works.
 
     Args:
         probe: Runs a probe.
         library: Directory of a build that is not installed; None takes the installed one.
-        on_probe: Told of each way before it is probed.
     """
     environment = {} if library is None else {"LLAMA_CPP_LIB_PATH": str(library)}
     attempts: list[Attempt] = []
@@ -136,7 +127,6 @@ def probe_ways(
     for way in WAYS:
         if not way.gpu and not gpu:
             continue
-        on_probe(way)
         found = probe(PROBE, way.name, environment=environment)
         if found.facts:
             features, gpu = tuple(found.facts["features"]), bool(found.facts["gpu"])

@@ -120,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def say(line: str) -> None:
-        print(line, flush=True)
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
     try:
         home = Home.resolve().ensure()
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if needs_blas():
             say(blas_line(prove_blas(home, anew=args.anew)))
     except LocalLLMError as error:
-        print(f"{error.message}\n  {error.hint}", file=sys.stderr)
+        sys.stderr.write(f"{error.message}\n  {error.hint}\n")
         return error.exit_code
     return 0
 

@@ -69,7 +69,7 @@ class Processor:
         return tuple(name for name in features if name in X86_FEATURES and name not in self.features)
 
     def _has(self, flag: str) -> bool:
-        return _AVX512_PARTS <= self.flags if flag == "avx512f" else flag in self.flags
+        return self.flags >= _AVX512_PARTS if flag == "avx512f" else flag in self.flags
 
 
 def read_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:

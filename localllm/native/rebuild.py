@@ -99,8 +99,8 @@ def climb_down(
     directory: Path,
     *,
     build: Build,
+    on_rung: Callable[[Rung], None],
     probe: RunProbe = run_probe,
-    on_rung: Callable[[Rung], None] = lambda rung: None,
 ) -> Rebuilt:
     """Build one rung after another until one works.
 
@@ -108,8 +108,8 @@ def climb_down(
         rungs_to_try: From :func:`rungs`.
         directory: For wheels and what is in them; the caller removes it.
         build: Makes a wheel; :func:`build_wheel`.
-        probe: Runs a probe.
         on_rung: Told of each before it is built.
+        probe: Runs a probe.
 
     Raises:
         EngineError: None can be built, or none works.

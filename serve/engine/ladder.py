@@ -94,11 +94,13 @@ class LadderStarter:
         async def start_in(way: Way) -> CrashingEngine:
             return await start(environment={WAY_VARIABLE: way.name})
 
-        keep = partial(asyncio.to_thread, lower_verdict, self._home)
+        async def keep(way: Way, failure: str) -> None:
+            await asyncio.to_thread(lower_verdict, self._home, verdict, way, failure)
+
         return await LadderEngine.open(start_in, verdict, keep)
 
 
-KeepVerdict = Callable[[Verdict, Way, str], Awaitable[object]]
+Keep = Callable[[Way, str], Awaitable[None]]
 
 
 class LadderEngine:
@@ -109,14 +111,14 @@ class LadderEngine:
     Args:
         start: Starts its process in a way.
         verdict: What is known; its way works, by the probe.
-        keep: Writes down that a lower way was needed.
+        keep: Writes down that a lower way was needed: which, and how the process died before.
     """
 
     def __init__(
         self,
         start: Callable[[Way], Awaitable[CrashingEngine]],
         verdict: Verdict,
-        keep: KeepVerdict,
+        keep: Keep,
     ) -> None:
         assert verdict.way is not None
         self._start = start
@@ -131,7 +133,7 @@ class LadderEngine:
 
     @classmethod
     async def open(
-        cls, start: Callable[[Way], Awaitable[CrashingEngine]], verdict: Verdict, keep: KeepVerdict
+        cls, start: Callable[[Way], Awaitable[CrashingEngine]], verdict: Verdict, keep: Keep
     ) -> "LadderEngine":
         """Start the process in the verdict's way, or in the first below it in which the model loads.
 
@@ -259,7 +261,7 @@ class LadderEngine:
             return
         self._has_worked = True
         if self._failure:
-            await self._keep(self._verdict, self._way, self._failure)
+            await self._keep(self._way, self._failure)
 
 
 def hopeless(verdict: Verdict, error: EngineCrashError) -> EngineCrashError:

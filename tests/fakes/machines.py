@@ -1,8 +1,8 @@
 """Machines of other sorts: their processors, and libraries that behave as they do there.
 
-    def test_of_ten_lines(odd_llama, home):
-        odd_llama("amx")
-        assert prove_llama(home).way.name == "unpacked"
+def test_of_ten_lines(odd_llama, home):
+    odd_llama("amx")
+    assert prove_llama(home).way.name == "unpacked"
 """
 
 import ctypes
@@ -33,7 +33,7 @@ _CPUINFO = {
 
 
 def processor(sort: str, directory: Path) -> Processor:
-    """The processor of a sort: ``amx``, ``avx512``, ``avx2``, ``no-avx``; read from a kernel's file in ``directory``."""
+    """The processor of a sort: ``amx``, ``avx512``, ``avx2``, ``no-avx``; as the kernel tells it."""
     name, family, model, flags = _CPUINFO[sort]
     path = directory / f"cpuinfo-{sort}"
     path.write_text(
@@ -65,9 +65,9 @@ def odd_llama_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "BATCH_SIZE": ctypes.sizeof(llama_cpp.llama_batch),
     }
     defined = [f"-D{name}={size}" for name, size in sizes.items()]
-    _compile(
-        "odd_llama.c", directory / "libllama.so", *defined, str(real / "libllama.so"), f"-Wl,-rpath,{real}", "-ldl"
-    )
+    # What it does not use itself, the bindings look up through it.
+    linked = ["-Wl,--no-as-needed", str(real / "libllama.so"), f"-Wl,-rpath,{real}", "-ldl"]
+    _compile("odd_llama.c", directory / "libllama.so", *defined, *linked)
     return directory
 
 

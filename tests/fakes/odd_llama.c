@@ -19,6 +19,7 @@ struct params { _Alignas(8) char bytes[PARAMS_SIZE]; };
 struct batch { _Alignas(8) char bytes[BATCH_SIZE]; };
 
 static bool packed, gpu;
+static int32_t n_logits;
 
 static bool machine_is(const char *name) {
     const char *machine = getenv("ODD_LLAMA");
@@ -44,6 +45,7 @@ int32_t llama_decode(void *context, struct batch batch) {
     int32_t (*real)(void *, struct batch) = dlsym(RTLD_NEXT, "llama_decode");
     int32_t n_tokens;
     memcpy(&n_tokens, batch.bytes, sizeof n_tokens);
+    n_logits = n_tokens * 320;  // of the probe's model
     if (machine_is("foreign")) raise(SIGILL);
     if (machine_is("amx") && packed && n_tokens > 1) raise(SIGILL);
     if (machine_is("long") && packed && n_tokens > 64) raise(SIGILL);
@@ -54,6 +56,6 @@ int32_t llama_decode(void *context, struct batch batch) {
 float *llama_get_logits(void *context) {
     float *(*real)(void *) = dlsym(RTLD_NEXT, "llama_get_logits");
     float *logits = real(context);
-    if (machine_is("wrong") && packed) memset(logits, 0, 64 * 320 * sizeof(float));
+    if (machine_is("wrong") && packed) memset(logits, 0, n_logits * sizeof(float));
     return logits;
 }

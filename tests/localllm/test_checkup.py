@@ -1,20 +1,24 @@
 """The doctor's checks of the machine, the engines and the home, each given what it looks at."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 
 from localllm.checkup import engines
 from localllm.checkup.computer import check_machine, check_python
-from localllm.checkup.engines import Probe, check_llama, check_mlx, run_probe
+from localllm.checkup.engines import check_llama, check_mlx
 from localllm.checkup.home import check_disk, check_models, check_partial, check_settings
-from localllm.machine import Blas, Machine
+from localllm.machine import Machine
 from localllm.memory import MachineMemory
 from localllm.models.manifest import Manifest, ModelFile, write_manifest
 from localllm.models.store import ModelStore
+from localllm.native.blas import BlasVerdict, Tried, prove_blas
+from localllm.native.llama_verdict import Attempt, Verdict, prove_llama
+from localllm.native.probing import Probe
+from localllm.native.processor import Processor
 from tests.fakes.gguf_files import write_tiny_gguf
+from tests.fakes.machines import processor
 
 GB = 1_000_000_000
 LAPTOP = Machine("macOS 15.5", "arm64", "Apple M2 Pro", 10, 8)
@@ -43,84 +47,116 @@ def test_packages_and_a_missing_one():
     assert present.text.startswith("numpy ")
 
 
-def test_the_real_engines_load():
-    assert levels(check_llama())[0] == "ok"
-    assert levels(check_mlx(None))[0] == "ok"
+def test_the_real_engines_work(home):
+    assert levels(check_llama(prove_llama(home)))[0] == "ok"
+    assert levels(check_mlx(prove_blas(home)))[0] == "ok"
 
 
-def fake_probe(**answers: Probe):
-    """Answers by the engine's name, or by ``blas`` when a library is given."""
-    return lambda engine, *blas: answers["blas" if blas else engine]
-
-
-def test_llama_that_crashes_is_a_problem():
-    (found,) = check_llama(fake_probe(llama=Probe({}, "it crashed (SIGILL)")))
-    assert found.level == "problem"
-    assert "SIGILL" in found.text
-    assert "llama-cpp-python" in found.hint
+FULL = Verdict((Attempt("full"),), ("SSE3", "AVX", "AVX2", "FMA", "F16C", "AVX512"))
+CRASHED = "an illegal instruction (SIGILL)"
+UNPACKED = replace(FULL, attempts=(Attempt("full", CRASHED), Attempt("unpacked")))
+NOWHERE = replace(FULL, attempts=(Attempt("full", CRASHED), Attempt("unpacked", CRASHED)))
 
 
 @pytest.mark.parametrize(
-    ("system", "gpu", "level"), [("Darwin", True, "ok"), ("Darwin", False, "warn"), ("Linux", False, "ok")]
+    ("verdict", "sort", "level", "words", "hint"),
+    [
+        (FULL, "avx512", "ok", "computes rightly, alone and in batches (built with SSE3 AVX AVX2", ""),
+        (replace(FULL, features=("AVX", "AVX2", "FMA", "F16C")), "avx512", "warn", "does not use AVX512", "--mend"),
+        (UNPACKED, "amx", "warn", f"works without packed weights: as it was built it fails here ({CRASHED})", "--mend"),
+        (replace(UNPACKED, at_work=True), "amx", "warn", "a model died in it", "--mend"),
+        (NOWHERE, "avx2", "problem", CRASHED, "This processor has no AVX512. `localllm doctor --mend`"),
+        (Verdict((Attempt("full", "OSError: no libgomp"),)), "avx2", "problem", "no libgomp", "--mend"),
+    ],
 )
-def test_llama_on_the_gpu(monkeypatch, system, gpu, level):
+def test_what_is_known_of_llama(tmp_path, verdict, sort, level, words, hint):
+    found = check_llama(verdict, processor(sort, tmp_path))[0]
+    assert found.level == level
+    assert words in found.text
+    assert hint in found.hint
+    assert bool(found.hint) == bool(hint)
+
+
+@pytest.mark.parametrize(
+    ("system", "gpu", "way", "level"),
+    [
+        ("Darwin", True, "full", "ok"),
+        ("Darwin", True, "cpu", "warn"),
+        ("Darwin", False, "full", "warn"),
+        ("Linux", False, "full", "ok"),
+    ],
+)
+def test_llama_on_the_gpu(monkeypatch, system, gpu, way, level):
     monkeypatch.setattr(engines.platform, "system", lambda: system)
-    facts = {"system": "Metal : EMBED = 1 | CPU : NEON = 1 | SVE = 0 |", "gpu": gpu}
-    loads, uses = check_llama(fake_probe(llama=Probe(facts)))
-    assert loads.text == "llama.cpp loads, built with EMBED NEON"
+    monkeypatch.delenv("LOCALLLM_LLAMA_WAY", raising=False)
+    verdict = Verdict((Attempt(way),), ("NEON",), gpu=gpu)
+    _, uses = check_llama(verdict, Processor("arm64", "Apple M2", frozenset()))
     assert uses.level == level
 
 
+def test_a_chosen_way_is_said(monkeypatch):
+    monkeypatch.setenv("LOCALLLM_LLAMA_WAY", "unpacked")
+    assert "LOCALLLM_LLAMA_WAY is set" in check_llama(FULL)[1].text
+
+
+def fake_probe(mlx: Probe, blas: Probe | None = None):
+    """MLX's own answer, and that with a BLAS."""
+
+    def probe(module, *arguments, environment=None, timeout=60):
+        return blas if environment["LOCALLLM_BLAS"] else mlx
+
+    return probe
+
+
 SLOW, FAST = Probe({"device": "cpu", "gflops": 4.9}), Probe({"device": "cpu", "gflops": 98.0})
-MKL = Blas("MKL", "/env/lib/libmkl_rt.so.3")
+MKL = Tried("MKL", "/env/lib/libmkl_rt.so.3", "", "", 98.0)
+OWN = Tried("OpenBLAS", "libopenblas.so.0", "", "Prescott", 32.0)
+TOLD = Tried("OpenBLAS", "libopenblas.so.0", "SkylakeX", "SkylakeX", 149.0)
+BROKEN = Tried("MKL", "/env/lib/libmkl_rt.so.3", "", failure="no libiomp5")
 
 
 @pytest.mark.parametrize(
     ("blas", "answers", "level", "words"),
     [
-        (None, {"mlx": SLOW}, "warn", "reference BLAS: 5 GFLOP/s"),
-        (MKL, {"mlx": SLOW, "blas": FAST}, "ok", "98 GFLOP/s, 5 without it"),
-        (MKL, {"mlx": SLOW, "blas": Probe({}, "no libiomp5")}, "warn", "does not load: no libiomp5"),
+        (BlasVerdict((), None), [SLOW], "warn", "reference BLAS: 5 GFLOP/s"),
+        (BlasVerdict((MKL,), MKL), [SLOW, FAST], "ok", "98 GFLOP/s, 5 without it"),
+        (
+            BlasVerdict((OWN, TOLD), TOLD),
+            [SLOW, FAST],
+            "ok",
+            "kernel SkylakeX) is loaded for MLX: 98 GFLOP/s, 5 without it; by itself it takes Prescott: 32",
+        ),
+        (BlasVerdict((MKL,), MKL), [SLOW, Probe({}, "no libiomp5")], "warn", "does not load under MLX: no libiomp5"),
     ],
-    ids=["reference", "tuned", "broken"],
+    ids=["reference", "tuned", "told", "broken"],
 )
 def test_the_blas_of_mlx_on_linux(monkeypatch, blas, answers, level, words):
     monkeypatch.setattr(engines.platform, "system", lambda: "Linux")
-    device, found = check_mlx(blas, fake_probe(**answers))
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    device, found = check_mlx(blas, fake_probe(*answers))
     assert device.text == "MLX loads; its device is the CPU"
     assert found.level == level
     assert words in found.text
     assert ("libopenblas" in found.hint) == (level == "warn")
 
 
+def test_a_blas_that_cannot_be_used_and_a_kernel_of_the_persons_own_are_said(monkeypatch):
+    monkeypatch.setattr(engines.platform, "system", lambda: "Linux")
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
+    _, unusable, _, own = check_mlx(BlasVerdict((OWN, BROKEN), OWN), fake_probe(SLOW, FAST))
+    assert "MKL (/env/lib/libmkl_rt.so.3) cannot be used: no libiomp5" in unusable.text
+    assert own.text == "OPENBLAS_CORETYPE=Nehalem is set, and obeyed"
+
+
 def test_mlx_on_the_gpu_needs_no_blas(monkeypatch):
     monkeypatch.setattr(engines.platform, "system", lambda: "Darwin")
-    (found,) = check_mlx(None, fake_probe(mlx=Probe({"device": "gpu", "gflops": 5000.0})))
+    (found,) = check_mlx(BlasVerdict((), None), fake_probe(Probe({"device": "gpu", "gflops": 5000.0})))
     assert found.text.endswith("GPU")
 
 
 def test_mlx_that_does_not_load_is_a_warning():
-    (found,) = check_mlx(None, fake_probe(mlx=Probe({}, "No module named 'mlx'")))
+    (found,) = check_mlx(BlasVerdict((), None), fake_probe(Probe({}, "No module named 'mlx'")))
     assert found.level == "warn"
-
-
-@pytest.mark.parametrize(
-    ("program", "failure"),
-    [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "it crashed (SIGKILL)"),
-        ("import time; time.sleep(60)", "no answer in 1 seconds"),
-        ("raise ImportError('no \\x1b[31m such library')", "ImportError: no ␛[31m such library"),
-        ("raise SystemExit(7)", "exit code 7"),
-        ("print('no json')", "exit code 0"),
-    ],
-    ids=["killed", "hangs", "raises", "exits", "babbles"],
-)
-def test_a_probe_that_goes_wrong(monkeypatch, tmp_path, program, failure):
-    script = tmp_path / "python"
-    script.write_text(f"#!{sys.executable}\n{program}\n")
-    script.chmod(0o700)
-    monkeypatch.setattr(engines.sys, "executable", str(script))
-    assert run_probe("llama", timeout=1) == Probe({}, failure)
 
 
 @pytest.mark.parametrize(("free", "level"), [(500_000_000, "problem"), (5 * GB, "warn"), (50 * GB, "ok")])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from localllm import machine
-from localllm.machine import Blas, find_blas, preload_blas, read_machine, sysctl
+from localllm.machine import BLAS_VARIABLE, Blas, installed_blas, preload_blas, read_machine, sysctl
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_macos(monkeypatch):
     found = read_machine()
     assert found == machine.Machine("macOS 15.5", "arm64", "Apple M2 Pro", 10, 8)
     assert found.apple_silicon
-    assert find_blas() is None  # MLX uses Accelerate there
+    assert installed_blas() == []  # MLX uses Accelerate there
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "no sysctl"), subprocess.TimeoutExpired("sysctl", 5)])
@@ -71,29 +71,31 @@ def library(prefix: Path, name: str) -> str:
 
 def test_the_systems_openblas_comes_first(tmp_path, monkeypatch, linux):
     monkeypatch.setattr(ctypes.util, "find_library", {"openblas": "libopenblas.so.0"}.get)
-    library(tmp_path, "libmkl_rt.so.2")
-    assert find_blas(tmp_path) == Blas("OpenBLAS", "libopenblas.so.0")
+    path = library(tmp_path, "libmkl_rt.so.2")
+    assert installed_blas(tmp_path) == [Blas("OpenBLAS", "libopenblas.so.0"), Blas("MKL", path)]
 
 
 def test_the_mkl_wheel_comes_next_and_nothing_after_it(tmp_path, monkeypatch, linux):
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
-    assert find_blas(tmp_path) is None
+    assert installed_blas(tmp_path) == []
     library(tmp_path, "libmkl_core.so.3")
-    assert find_blas(tmp_path) is None
+    assert installed_blas(tmp_path) == []
+    library(tmp_path, "libmkl_rt.so.2")
     path = library(tmp_path, "libmkl_rt.so.3")
-    assert find_blas(tmp_path) == Blas("MKL", path)
+    assert installed_blas(tmp_path) == [Blas("MKL", path)]
 
 
 def test_preloading_makes_symbols_global_and_survives_a_broken_library(tmp_path, monkeypatch):
     loaded = []
-    monkeypatch.setattr(machine, "find_blas", lambda: Blas("OpenBLAS", "libopenblas.so.0"))
+    monkeypatch.delenv(BLAS_VARIABLE, raising=False)
+    monkeypatch.setattr(machine, "installed_blas", lambda: [Blas("OpenBLAS", "libopenblas.so.0")])
     monkeypatch.setattr(ctypes, "CDLL", lambda path, mode: loaded.append((path, mode)))
-    assert preload_blas() == Blas("OpenBLAS", "libopenblas.so.0")
+    assert preload_blas() == "libopenblas.so.0"
     assert loaded == [("libopenblas.so.0", ctypes.RTLD_GLOBAL)]
     monkeypatch.undo()
 
     (tmp_path / "broken.so").write_bytes(b"no library")
-    monkeypatch.setattr(machine, "find_blas", lambda: Blas("MKL", str(tmp_path / "broken.so")))
-    assert preload_blas() is None
-    monkeypatch.setattr(machine, "find_blas", lambda: None)
-    assert preload_blas() is None
+    monkeypatch.setenv(BLAS_VARIABLE, str(tmp_path / "broken.so"))
+    assert preload_blas() == ""
+    monkeypatch.setenv(BLAS_VARIABLE, "")
+    assert preload_blas() == "", "whoever started this process has chosen none"
