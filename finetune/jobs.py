@@ -170,7 +170,8 @@ def follow_recipe(
     fetched = fetch_named(recipe.data, context.home, commits=commits)
     settings = load_settings(context.home.settings_file)
     n_threads = settings.threads or (max(1, read_machine().performance_cores // sharing) if sharing else 0)
-    prepare_process(n_threads, cpu=settings.gpu_layers == 0)
+    budget = machine_memory(settings.memory_gb).budget // max(1, sharing)
+    prepare_process(n_threads, cpu=settings.gpu_layers == 0, budget=budget)
     # Deferred: mlx binds its BLAS as it is imported, so what imports it comes after prepare_process.
     from finetune.base import load_base
     from finetune.base_model import in_mlx_form
@@ -202,7 +203,6 @@ def follow_recipe(
         say(line)
     base = load_base(store.file(manifest).parent)
     speak = speaker(base.model, formatter, end_tokens(base.config, formatter.tokenizer))
-    budget = machine_memory(settings.memory_gb).budget // max(1, sharing)
     outcome = Session(recipe, base, data, context, budget, speak, ranks, lanes).run()
     if outcome is None:
         return {}

@@ -4,6 +4,7 @@ Formulas for activations differ by architecture; two tiny steps do not lie. Memo
 pass, so the peaks of a short and a longer one give a line, which is followed to the wanted size.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,11 @@ def _documents(n_tokens: int, typical: int, n_vocab: int) -> list[Example]:
     return documents
 
 
+# A pass is one evaluation, and macOS ends a process that keeps the GPU from drawing the screen for some seconds. The
+# rest of a batch comes in the next pass: what an update learns from stays the same.
+GPU_PASS_SECONDS = 1.0
+
+
 @dataclass(frozen=True)
 class Fitted:
     """How a run fits.
@@ -103,7 +109,14 @@ class Fitted:
     note: str = ""
 
 
-def fit_run(measure: Callable[[str], Probe], choices: Sequence[str], wanted: int, capacity: int, budget: int) -> Fitted:
+def fit_run(
+    measure: Callable[[str], Probe],
+    choices: Sequence[str],
+    wanted: int,
+    capacity: int,
+    budget: int,
+    pass_seconds: float = math.inf,
+) -> Fitted:
     """The fastest way that fits: the wanted batch, else a smaller one, else with more blocks computed again.
 
     Args:
@@ -112,6 +125,7 @@ def fit_run(measure: Callable[[str], Probe], choices: Sequence[str], wanted: int
         wanted: Positions of a forward pass.
         capacity: Positions of a row, which is the least.
         budget: Bytes of memory to use.
+        pass_seconds: What a forward and backward pass may take, where a row allows it; see :data:`GPU_PASS_SECONDS`.
 
     Raises:
         MemoryFitError: One row does not fit even when all blocks are computed again.
@@ -120,10 +134,11 @@ def fit_run(measure: Callable[[str], Probe], choices: Sequence[str], wanted: int
         measured = measure(which)
         rows = min(wanted, measured.largest(budget)) // capacity
         if rows >= 1:
-            micro = rows * capacity
-            notes = [] if micro >= wanted // capacity * capacity else [f"batches of {micro} tokens instead of {wanted}"]
+            notes = [] if rows >= wanted // capacity else [f"batches of {rows * capacity} tokens instead of {wanted}"]
             notes += [] if which == choices[0] else [f"{which} blocks are computed again"]
             note = f"To fit in memory: {', '.join(notes)}." if notes else ""
+            quick = int(min(pass_seconds / max(measured.seconds_per_token, 1e-9), wanted)) // capacity
+            micro = max(1, min(rows, quick)) * capacity
             return Fitted(which, micro, measured.peak(micro), measured.seconds_per_token, note)
     raise MemoryFitError(
         f"Training on rows of {capacity} tokens needs about {gigabytes(measured.peak(capacity))}, "

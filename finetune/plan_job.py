@@ -37,7 +37,8 @@ def plan(context: JobContext) -> dict[str, Any]:
     commits = context.arguments.get("commits", {})
     fetched = fetch_named(recipe.data, context.home, commits=commits, check_cancelled=context.check_cancelled)
     settings = load_settings(context.home.settings_file)
-    prepare_process(settings.threads, cpu=settings.gpu_layers == 0)
+    budget = machine_memory(settings.memory_gb).budget
+    prepare_process(settings.threads, cpu=settings.gpu_layers == 0, budget=budget)
     # Deferred: mlx binds its BLAS as it is imported, so what imports it comes after prepare_process.
     from finetune.base import load_base
     from finetune.base_model import in_mlx_form
@@ -55,7 +56,6 @@ def plan(context: JobContext) -> dict[str, Any]:
     found = find_files(recipe.data, fetched)
     data = load_dataset(recipe, formatter, found=found, check_cancelled=context.check_cancelled)
     base = load_base(store.file(manifest).parent)
-    budget = machine_memory(settings.memory_gb).budget
     session = Session(recipe, base, data, context, budget, lambda _chat, _longest: "", Ranks(), lanes)
     made = session.make_plan()
     n_tokens = made.schedule.n_steps * made.schedule.accumulate * made.rows * made.capacity

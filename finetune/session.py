@@ -5,6 +5,7 @@ directory: the resolved recipe, the schedule, and the checkpoints.
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from finetune.checkpoints import Checkpoints, random_state, restore_random
 from finetune.data.dataset import Dataset
 from finetune.lanes import Lanes
 from finetune.lora import adapter_config, add_adapters
-from finetune.memory_plan import Fitted, Probe, fit_run, probe
+from finetune.memory_plan import GPU_PASS_SECONDS, Fitted, Probe, fit_run, probe
 from finetune.observer import JobObserver, SilentObserver, Speak
 from finetune.optimizer import make_optimizer
 from finetune.packing import BatchPlan
@@ -234,7 +235,8 @@ class Session:
         usual = max(a_row_each, min(wanted, 1024 if self._base.on_cpu else 4096))
         micro = max(capacity, recipe.micro_tokens or usual)
         choices = ("none", "alternate", "all") if recipe.checkpointing == "auto" else (recipe.checkpointing,)
-        fitted = fit_run(lambda which: self._probe(packed, which), choices, micro, capacity, self._budget)
+        seconds = math.inf if self._base.on_cpu else GPU_PASS_SECONDS
+        fitted = fit_run(lambda which: self._probe(packed, which), choices, micro, capacity, self._budget, seconds)
         rows = max(1, fitted.micro_tokens // capacity)
         schedule = schedule_of(
             recipe,

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from localllm.errors import InvalidModelError
-from localllm.machine import preload_blas
 from localllm.memory import machine_memory
+from localllm.mlx_setup import prepare_process
 from localllm.model_directory import read_model_config
 
-preload_blas()  # before mlx is imported: its own linear algebra on Linux is slow
+prepare_process(0, cpu=False)  # before mlx is imported: its own linear algebra on Linux is slow
 
 import mlx.core as mx  # noqa: E402  after the library that it must find
 import numpy as np  # noqa: E402

@@ -287,6 +287,7 @@ class Supervisor:
                 draft_path=str(plan.draft or ""),
                 snapshot_dir=str(plan.snapshots or ""),
                 snapshot_bytes=int(self._settings.snapshots * 1e9),
+                memory_bytes=machine.budget,
             )
             log_path = self._logs / f"engine-{slot.name.replace(':', '-')}.log"
             began = time.monotonic()

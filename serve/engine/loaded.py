@@ -129,6 +129,9 @@ class LoadedModel(TextModel):
         if self.scheduler is not None:
             self.scheduler.save()
 
+    def rest(self) -> None:
+        """Nothing: llama.cpp's buffers are made once."""
+
     def adapters(self, request: GenerateRequest) -> AdapterSet:
         """What the request is to be computed with; see :meth:`serve.engine.model.Model.adapters`."""
         return self._checker.check(request.adapters) if request.adapters else ()

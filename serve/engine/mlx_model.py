@@ -37,7 +37,7 @@ class MLXModel(TextModel):
         if not directory.is_dir():
             raise EngineLoadError(f"{directory.name} is no directory of a model.")
         n_threads = spec.n_threads or read_machine().performance_cores
-        prepare_process(n_threads, cpu=spec.n_gpu_layers == 0)
+        prepare_process(n_threads, cpu=spec.n_gpu_layers == 0, budget=spec.memory_bytes)
         # Deferred: mlx-lm takes 2 s to import, and what was prepared must come before it.
         from serve.engine.mlx_scheduler import MLXScheduler
 
@@ -74,6 +74,12 @@ class MLXModel(TextModel):
 
     def stop(self) -> None:
         """Nothing: this engine keeps no prefixes on the disk."""
+
+    def rest(self) -> None:
+        """Give back what MLX keeps of freed buffers."""
+        import mlx.core as mx  # deferred: imported long since, after prepare_process
+
+        mx.clear_cache()
 
     @cached_property
     def _grammars(self) -> "GrammarVocabulary":

@@ -83,6 +83,9 @@ class Model(Protocol):
     def stop(self) -> None:
         """Keep what the next process can use; the last thing that the engine thread does."""
 
+    def rest(self) -> None:
+        """Give back memory that only the next request would use; called when there was nothing to do for a while."""
+
     def tokenize(self, request: GenerateRequest) -> Sequence[int]:
         """The prompt's token ids.
 

@@ -33,6 +33,7 @@ class EngineSpec:
             ``llama`` only, and of no use to a model that makes embeddings.
         snapshot_dir: Directory of this model's prefixes on the disk; empty keeps none. ``llama`` only.
         snapshot_bytes: What the snapshots of all models may take.
+        memory_bytes: What all models may take together; 0 asks the machine. ``mlx`` only.
     """
 
     path: str
@@ -49,6 +50,7 @@ class EngineSpec:
     draft_path: str = ""
     snapshot_dir: str = ""
     snapshot_bytes: int = 0
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ Task = Callable[[], None]
 
 # What the other end waits for, and a little less: it kills this process then.
 _STOP_SECONDS = 2.5
+# Without work for so long, the model gives back what it only keeps for the next request.
+_REST_SECONDS = 5.0
 
 
 class Channel:
@@ -78,12 +80,18 @@ class EngineThread:
 
     def run(self) -> None:
         """Until None is posted. An error that is no LocalLLMError is a bug: it ends the process."""
+        rested = False
         while True:
+            idle = self._idle
             try:
-                task = self._inbox.get(block=self._idle)
+                task = self._inbox.get(block=idle, timeout=None if rested else _REST_SECONDS)
             except queue.Empty:
-                pass
+                if idle:
+                    self._model.rest()
+                    rested = True
+                    continue
             else:
+                rested = False
                 if task is None:
                     return
                 task()

@@ -7,6 +7,7 @@ that has stopped reading.
 import asyncio
 import json
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import h11
@@ -24,15 +25,18 @@ class ConnectionLimits:
     """What a connection may take.
 
     Attributes:
-        head_seconds: For the head of a request, from the connection or the end of the answer before; and for the rest
-            of a body whose request has been answered already.
+        head_seconds: For the head of a request, from the connection or its first byte; and for the rest of a body whose
+            request has been answered already.
+        idle_seconds: Between an answer and the first byte of the next request. Clients keep connections for a minute
+            and would meet a reset where the server closes first.
         body_seconds: For the body of a request.
         write_seconds: In each such period a reader that is behind must catch up, or take ``write_bytes``.
         write_bytes: See ``write_seconds``.
-        max_connections: More than these are refused.
+        max_connections: For one more, the connection that has been idle for longest goes; where none is, it is refused.
     """
 
     head_seconds: float = 10.0
+    idle_seconds: float = 90.0
     body_seconds: float = BODY_SECONDS
     write_seconds: float = 30.0
     write_bytes: int = 32 * 1024
@@ -57,6 +61,7 @@ class BoundedConnection(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._patience: asyncio.TimerHandle | None = None  # with a peer that has something to finish
+        self._idle_since: float | None = None  # between an answer and the next request: when that began
         self._writing: asyncio.TimerHandle | None = None  # runs while the peer is behind with reading
         self._unread = 0
 
@@ -65,10 +70,10 @@ class BoundedConnection(H11Protocol):
         super().connection_made(transport)
         # The kernel's buffers are enough: with any of our own, a stalled reader is noticed later.
         transport.set_write_buffer_limits(high=0)
-        if len(self.connections) > self._limits.max_connections:
+        if len(self.connections) > self._limits.max_connections and not self._close_an_idle_one():
             self._refuse(HTTPError(503, "too_many_connections", "Too many connections are open.", "Close some."))
         else:
-            self._wait_for_peer()
+            self._wait_for_peer(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
@@ -80,18 +85,25 @@ class BoundedConnection(H11Protocol):
         """Take more of a request; what comes after a refusal is dropped."""
         if self.transport.is_closing():
             return
+        if self._idle_since is not None:  # the next request begins
+            self._stop_waiting()
         super().data_received(data)
         if not self._is_peers_turn:
             self._stop_waiting()
         elif self._patience is None:
-            self._wait_for_peer()
+            self._wait_for_peer(self._limits.head_seconds)
 
     def on_response_complete(self) -> None:
         """The answer is out: the peer has so long for its next request, or for the rest of this one's body."""
         self._stop_waiting()
         super().on_response_complete()
-        if self._is_peers_turn and not self.transport.is_closing():
-            self._wait_for_peer()
+        if self.transport.is_closing() or not self._is_peers_turn:
+            return
+        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._wait_for_peer(self._limits.idle_seconds)
+            self._idle_since = self.loop.time()
+        else:
+            self._wait_for_peer(self._limits.head_seconds)
 
     def pause_writing(self) -> None:
         """The peer is behind."""
@@ -111,10 +123,20 @@ class BoundedConnection(H11Protocol):
         """No request is being answered, so it is the peer's turn."""
         return self.cycle is None or self.cycle.response_complete
 
-    def _wait_for_peer(self) -> None:
-        self._patience = self.loop.call_later(self._limits.head_seconds, self._give_up)
+    def _wait_for_peer(self, seconds: float) -> None:
+        self._patience = self.loop.call_later(seconds, self._give_up)
+
+    def _close_an_idle_one(self) -> bool:
+        """Make room for a connection by closing the one that has been idle for longest; False where none is."""
+        others = [other for other in self.connections if isinstance(other, BoundedConnection)]
+        idle = [(other._idle_since, other) for other in others if other._idle_since is not None]
+        if not idle:
+            return False
+        min(idle, key=itemgetter(0))[1].transport.close()
+        return True
 
     def _stop_waiting(self) -> None:
+        self._idle_since = None
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None

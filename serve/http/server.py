@@ -165,6 +165,7 @@ def _uvicorn(app: ASGIApp, limits: ConnectionLimits) -> "_Uvicorn":
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
+            timeout_keep_alive=math.ceil(limits.idle_seconds),
         )
     )
 

@@ -170,3 +170,55 @@ async def test_endless_headers_are_refused(serve, end):
         writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 200_000 + end)
         answer = await whole(reader)
     assert not answer.startswith(b"HTTP/1.1 200 ")
+
+
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def health(reader, writer) -> bytes:
+    """The status line of one more request on the same connection."""
+    writer.write(GET)
+    async with asyncio.timeout(10):
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in answer.split(b"\r\n") if line.lower().startswith(b"content-length"))
+        await reader.readexactly(int(length.split(b":")[1]))
+    return answer.split(b"\r\n")[0]
+
+
+async def test_a_kept_connection_lives_longer_than_clients_keep_it(serve):
+    # httpx and openai keep an idle connection for 5 s, requests and aiohttp for 15 and 75 s and more.
+    assert ConnectionLimits().idle_seconds >= 75
+    served = await serve(options=limited(head_seconds=0.2, idle_seconds=30))
+    async with connected(served) as (reader, writer):
+        assert await health(reader, writer) == b"HTTP/1.1 200 OK"
+        await asyncio.sleep(0.6)  # three times what a head may take
+        assert await health(reader, writer) == b"HTTP/1.1 200 OK"
+
+
+async def test_an_idle_connection_is_closed_in_the_end(serve):
+    served = await serve(options=limited(idle_seconds=0.3))
+    async with connected(served) as (reader, writer):
+        assert await health(reader, writer) == b"HTTP/1.1 200 OK"
+        assert await whole(reader) == b""
+
+
+async def test_idle_connections_make_room_for_new_ones_the_oldest_first(serve):
+    served = await serve(options=limited(max_connections=3))
+    async with connected(served) as oldest, connected(served) as second, connected(served) as busy:
+        assert await health(*oldest) == await health(*second) == b"HTTP/1.1 200 OK"
+        busy[1].write(head(len(BODY)))  # its body is still to come
+        await asyncio.sleep(0.1)
+        async with connected(served) as fourth, connected(served) as fifth:
+            assert await health(*fourth) == b"HTTP/1.1 200 OK"
+            assert await health(*fifth) == b"HTTP/1.1 200 OK"
+            assert await whole(oldest[0]) == b""
+            assert await whole(second[0]) == b""
+
+
+async def test_where_no_connection_is_idle_one_more_is_refused(serve):
+    served = await serve(options=limited(max_connections=1))
+    async with connected(served) as (_, writer):
+        writer.write(head(len(BODY)))
+        await asyncio.sleep(0.1)
+        async with connected(served) as (reader, _):
+            assert (await whole(reader)).startswith(b"HTTP/1.1 503 ")
