@@ -83,6 +83,12 @@ class Running:
                 total += int(lines[0].split()[1]) * 1024 if lines else 0
         return total
 
+    def all_seconds(self) -> float:
+        """Processor time so far of the process and its children."""
+        root = psutil.Process(self.pid)
+        times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+        return sum(spent.user + spent.system for spent in times)
+
     def front_seconds(self) -> float | None:
         """Processor time so far of a process that only speaks HTTP; None where the model is in the same one."""
         process = psutil.Process(self.pid)

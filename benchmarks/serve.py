@@ -57,8 +57,10 @@ async def decode(client: httpx2.AsyncClient, server: Running, salt: str) -> Figu
     for n in (1, 4, 8, 16):
         prompts = [f"{salt} number {i} of {n}: once upon a time" for i in range(n)]
         front, client_began = server.front_seconds(), time.process_time()
+        all_began = server.all_seconds()
         answers, seconds = await together(client, server.model, prompts, _N_TOKENS, **server.extra)
         client_seconds = time.process_time() - client_began
+        all_seconds = server.all_seconds() - all_began
         gaps = [gap for answer in answers for gap in answer.gaps]
         n_tokens = sum(answer.n_tokens for answer in answers)
         figures[f"decode {n}: tok/s"] = n_tokens / seconds
@@ -66,6 +68,7 @@ async def decode(client: httpx2.AsyncClient, server: Running, salt: str) -> Figu
         begun = min(answer.asked + answer.first for answer in answers)
         figures[f"decode {n}: tok/s after the first"] = (n_tokens - n) / (max(a.last for a in answers) - begun)
         figures[f"decode {n}: client, processor ms a token"] = 1000 * client_seconds / n_tokens
+        figures[f"decode {n}: server in all, processor ms a token"] = 1000 * all_seconds / n_tokens
         if front is not None:
             spent = (server.front_seconds() or front) - front
             figures[f"decode {n}: HTTP process, processor ms a token"] = 1000 * spent / n_tokens
@@ -73,6 +76,22 @@ async def decode(client: httpx2.AsyncClient, server: Running, salt: str) -> Figu
         figures[f"decode {n}: gap p50 ms"] = 1000 * percentile(gaps, 50)
         figures[f"decode {n}: gap p99 ms"] = 1000 * percentile(gaps, 99)
     return figures
+
+
+async def burst(client: httpx2.AsyncClient, server: Running, salt: str) -> Figures:
+    """Sixteen prompts of some 40 tokens arrive at once."""
+    prompts = [passage(f"{salt} burst {i}", 26) for i in range(16)]
+    answers, seconds = await together(client, server.model, prompts, 64, **server.extra)
+    gaps = [gap for answer in answers for gap in answer.gaps]
+    firsts = [answer.first for answer in answers]
+    return {
+        "burst 16: tok/s": sum(answer.n_tokens for answer in answers) / seconds,
+        "burst 16: first token, median ms": 1000 * statistics.median(firsts),
+        "burst 16: first token, last ms": 1000 * max(firsts),
+        "burst 16: gap p50 ms": 1000 * percentile(gaps, 50),
+        "burst 16: gap p99 ms": 1000 * percentile(gaps, 99),
+        "burst 16: gap, longest ms": 1000 * max(gaps),
+    }
 
 
 async def prefix(client: httpx2.AsyncClient, server: Running, salt: str) -> Figures:
@@ -129,7 +148,13 @@ async def chats(client: httpx2.AsyncClient, server: Running, salt: str) -> Figur
     return {"chats 8: tok/s": sum(counts) / (time.perf_counter() - began), "chats 8: tokens": sum(counts)}
 
 
-SCENARIOS: dict[str, Scenario] = {"decode": decode, "chats": chats, "prefix": prefix, "arrival": arrival}
+SCENARIOS: dict[str, Scenario] = {
+    "decode": decode,
+    "burst": burst,
+    "chats": chats,
+    "prefix": prefix,
+    "arrival": arrival,
+}
 
 
 async def measure(server: Running, names: list[str], salt: str) -> Figures:

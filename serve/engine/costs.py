@@ -16,7 +16,7 @@ _STALE = 2000
 
 
 class StepCosts:
-    """Seconds of steps that only decode."""
+    """Seconds of steps, of whatever kind their rows are."""
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
@@ -25,7 +25,9 @@ class StepCosts:
         self._n_steps = 0
 
     def learn(self, n_rows: int, seconds: float) -> None:
-        """Take note of a step of ``n_rows``."""
+        """Take note of a step of ``n_rows``; one without rows costs nobody anything."""
+        if not n_rows:
+            return
         self._n_steps += 1
         samples = self._samples.get(n_rows)
         if samples is None:
@@ -37,6 +39,10 @@ class StepCosts:
             for rows in [rows for rows, step in self._renewed.items() if step <= self._n_steps - _STALE]:
                 del self._samples[rows], self._renewed[rows]
                 self._known.remove(rows)
+
+    def knows_wider_than(self, n_rows: int) -> bool:
+        """Whether a wider step was measured."""
+        return bool(self._known) and self._known[-1] > n_rows
 
     def seconds(self, n_rows: int) -> float:
         """What a step of ``n_rows`` takes; 0 before anything was measured."""

@@ -19,6 +19,7 @@ from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
 
 from localllm.errors import ContextLengthError, EngineBusyError
+from serve.engine.costs import StepCosts
 from serve.engine.logprobs import token_logprob
 from serve.engine.mlx_prefix import Kept, PrefixCache, Shared, cut
 from serve.engine.mlx_request import Running
@@ -77,7 +78,8 @@ class MLXScheduler:
         self._max_waiting = max_waiting
         self._clock = clock
         self.meter = StepMeter(clock)
-        self._pace = Pace()
+        self._costs = StepCosts()
+        self._pace = Pace(self._costs)
         self._waiting: deque[Running] = deque()
         self._running: dict[int, Running] = {}  # by mlx-lm's uid, in order of admission
         self._kept = PrefixCache(_N_KEPT, clock)
@@ -275,7 +277,7 @@ class MLXScheduler:
         n_reading = sum(request.reading for request in self._running.values())
         n_decoding = len(self._running) - n_reading
         # With nobody to keep waiting a slice of the prompts may be long. mlx-lm reads this size at every step.
-        limit = min(self._n_batch, self._pace.slice()) if n_decoding else self._n_batch
+        limit = min(self._n_batch, self._pace.slice(n_decoding, n_reading)) if n_decoding else self._n_batch
         self._generator.prefill_step_size = max(1, limit // max(1, n_reading))
         began = self._clock()
         with self._generator.stats() as done:
@@ -283,7 +285,7 @@ class MLXScheduler:
         seconds = self._clock() - began
         self.meter.native += seconds
         self.meter.batch(n_decoding + done.prompt_tokens, done.prompt_tokens)
-        self._pace.learn(n_decoding, done.prompt_tokens, seconds)
+        self._costs.learn(n_decoding + done.prompt_tokens, seconds)
         return list(answers)
 
     # --- what a step gave ------------------------------------------------------------------------------------------

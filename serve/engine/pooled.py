@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from localllm.errors import RequestError
-from serve.engine.pace import Pace
+from serve.engine.costs import StepCosts
+from serve.engine.pace import MOST, longest_slice
 from serve.engine.types import Embeddings, Scores
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -74,7 +75,7 @@ class PooledQueue:
         self._clock = clock
         self._jobs: deque[_Running] = deque()
         self._empty: list[PooledJob] = []
-        self._pace = Pace()
+        self._costs = StepCosts()
 
     @property
     def idle(self) -> bool:
@@ -103,9 +104,10 @@ class PooledQueue:
         """
         events: list[PooledEvent] = [(job.id, job.finish([])) for job in self._empty]
         self._empty.clear()
+        n_tokens = self._pool.n_rows
         if beside is not None:
-            self._pace.learn(1, 0, beside)
-        batch = self._next_batch(self._pool.n_rows if beside is None else min(self._pool.n_rows, self._pace.slice()))
+            n_tokens = min(n_tokens, longest_slice(self._costs, 0, MOST * beside))
+        batch = self._next_batch(n_tokens)
         if not batch:
             return events
         inputs = [tokens for _, tokens in batch]
@@ -117,7 +119,7 @@ class PooledQueue:
             for job_id in failed:
                 self.cancel(job_id)
             return [*events, *((job_id, error) for job_id in sorted(failed))]
-        self._pace.learn(0, sum(map(len, inputs)), self._clock() - began)
+        self._costs.learn(sum(map(len, inputs)), self._clock() - began)
         for (running, _), vector in zip(batch, vectors, strict=True):
             running.vectors.append(vector)
         for running in dict.fromkeys(running for running, _ in batch):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from localllm.errors import ContextLengthError, EngineBusyError, EngineError, RequestError
 from serve.engine.backend import Backend
+from serve.engine.costs import StepCosts
 from serve.engine.draft import Drafter
 from serve.engine.groups import AdapterTurns
 from serve.engine.logprobs import token_logprob
@@ -23,7 +24,7 @@ from serve.engine.parking import Parking
 from serve.engine.prefix import MIN_SHARED, Parked, about_to_hold, as_tokens
 from serve.engine.request import Job, JobEvent, Running
 from serve.engine.snapshots import Snapshots
-from serve.engine.speculation import Speculation
+from serve.engine.speculation import MAX_LOSS, Speculation
 from serve.engine.step_meter import StepMeter
 from serve.engine.text import TextStream
 from serve.engine.types import Delta, Finished, FinishReason, PromptLogprobs, Started, TokenLogprob, Usage
@@ -48,6 +49,7 @@ class Scheduler:
         snapshots: Where prefixes go that have no room in memory; None where they are forgotten.
         clock: Seconds; for tests.
         meter: Adds up what the steps do; the one that the backend counts its time in.
+        max_loss: What wrong guesses may cost, as a share of the time spent decoding.
     """
 
     def __init__(
@@ -61,20 +63,23 @@ class Scheduler:
         snapshots: Snapshots | None = None,
         clock: Callable[[], float] = time.perf_counter,
         meter: StepMeter | None = None,
+        max_loss: float = MAX_LOSS,
     ) -> None:
         self.meter = meter or StepMeter(clock)
         self._backend = backend
         self._n_parallel = n_parallel
         self._max_waiting = max_waiting
         # A state that cannot drop its tail cannot take a wrong guess back.
-        self._speculation = Speculation(max_guess, drafter) if backend.can_share else Speculation(0)
+        n_guess, drafter = (max_guess, drafter) if backend.can_share else (0, None)
+        self._costs = StepCosts()
+        self._speculation = Speculation(n_guess, drafter, self._costs, max_loss)
         self._clock = clock
         self._waiting: deque[Running] = deque()
         self._running: list[Running] = []
         self._free = list(range(backend.n_seq - 1, -1, -1))
         self._parking = Parking(backend, self._free, backend.n_seq - n_parallel, snapshots)
         self._hold = False  # after a request had to give way, none is admitted until another has ended
-        self._pace = Pace()
+        self._pace = Pace(self._costs)
         self._turns = AdapterTurns(backend.use_adapters)
         self._next_due = math.inf  # the next deadline of anybody
 
@@ -155,16 +160,15 @@ class Scheduler:
         n_prefill = sum(request.n_batched for request in batched if not request.decoding)
         guessing = [request for request in batched if request.guesses]
         n_guessed = sum(len(request.guesses) for request in guessing)
-        n_tokens = sum(len(request.tokens) for request in guessing)
+        n_before = sum(len(request.tokens) + 1 for request in guessing)  # one comes without guesses
         for request in batched:
             self._advance(request, events)
-        # Of the tokens that guesses brought, one a request would have come without them.
-        n_right = sum(len(request.tokens) for request in guessing) - n_tokens - len(guessing)
+        n_right = sum(len(request.tokens) for request in guessing) - n_before
         self.meter.batch(n_rows, n_prefill, n_guessed, n_right)
         seconds = self._clock() - began
-        self._pace.learn(n_decoding, n_prefill, seconds)
         if not n_prefill:
-            self._speculation.learn(n_rows, seconds)
+            seconds -= self._speculation.learn(n_decoding, n_rows, n_right, seconds)
+        self._costs.learn(n_rows, seconds)
         return events
 
     # --- admission -------------------------------------------------------------------------------------------------
@@ -237,7 +241,8 @@ class Scheduler:
             request.n_batched = 1 + len(request.guesses)
             request.rows = range(last + 1 - request.n_batched, last + 1)
         if decoding:
-            room = min(room, self._pace.slice())
+            n_reading = len(members) - len(decoding)
+            room = min(room, self._pace.slice(len(decoding), n_reading)) if n_reading else 0
         for request in members:
             if room and not request.decoding:
                 self._add_slice(request, min(room, request.n_pending))

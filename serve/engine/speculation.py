@@ -2,7 +2,8 @@
 
 A guess costs rows of the batch, a drafted one the draft model's time too, and gains what of it is right. The lookup
 tells the chances of what it finds, past drafts those of the next, the measured steps tell the cost; where no length
-pays, nothing is guessed. The text so far is asked first: it costs nothing, and where it knows something it is better.
+pays, nothing is guessed, and what wrong guesses may cost is bounded in all. The text so far is asked first: it costs
+nothing, and where it knows something it is better.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ _WORTH = 1.1
 _LEAST = 0.05  # a token that is less likely than this to be right is worth no row on any machine
 # After so many steps with guesses comes one without: what guesses are compared with must not grow old.
 _RENEW = 16
+MAX_LOSS = 0.02
+_MOST_ALLOWED = 16.0  # what may be saved up for wrong guesses, in steps without any: a wide step may take several
 _LONGEST_DRAFT = 16
 _PROBE = 4  # tokens drafted to find out whether drafts pay (again)
 _PAUSE = 32  # steps without drafts where they do not pay; twice as many each time, up to …
@@ -32,16 +35,30 @@ _MEMORY = 0.97  # what a drafted token counts for after the next
 class Speculation:
     """Chooses guesses.
 
+    What they may lose is bounded: guesses that were wrong are paid from an allowance, which a share of the time that is
+    spent decoding earns. It is empty at first, so that nothing is guessed before steps were measured, and a guess is
+    made only where the allowance covers it even if all of it is wrong.
+
     Args:
         max_guess: Tokens guessed at once from one request's text at most; 0 never does.
         drafter: The draft model, where there is one.
+        costs: What steps take by their rows, told by the scheduler.
+        max_loss: What wrong guesses may cost, as a share of the time spent decoding.
     """
 
-    def __init__(self, max_guess: int, drafter: Drafter | None = None) -> None:
+    def __init__(
+        self,
+        max_guess: int,
+        drafter: Drafter | None = None,
+        costs: StepCosts | None = None,
+        max_loss: float = MAX_LOSS,
+    ) -> None:
         self._max_guess = max_guess
-        self._costs = StepCosts()
+        self._costs = costs or StepCosts()
+        self._max_loss = max_loss
         self._n_guessing = 0  # steps with guesses since the last one without
         self._drafts = Drafts(drafter) if drafter is not None else None
+        self._allowances = [0.0] * (MAX_GUESSING + 1)  # seconds, by the number of requests that decode
 
     def guess(self, decoding: Sequence[Running], room: int, n_ctx: int) -> None:
         """Set the guesses of the requests that decode in this step.
@@ -58,7 +75,8 @@ class Speculation:
         if self._n_guessing == _RENEW:
             self._n_guessing = 0
             return
-        n_rows, expected = len(decoding), float(len(decoding))
+        n_streams = n_rows = len(decoding)
+        expected = float(n_rows)
         without = []
         for request in decoding:
             limit = min(room, _n_useful(request, n_ctx))
@@ -68,7 +86,7 @@ class Speculation:
                 request.guesses = request.job.matcher.forced()[: min(limit, _MAX_FORCED)]
                 gain = float(len(request.guesses))
             else:
-                gain = self._look_up(request, min(limit, self._max_guess), n_rows, expected)
+                gain = self._look_up(request, min(limit, self._max_guess), n_streams, n_rows, expected)
                 if not request.guesses and limit:
                     without.append(request)
             room -= len(request.guesses)
@@ -79,23 +97,42 @@ class Speculation:
             chances = self._drafts.chances(most)
             per_token = self._drafts.seconds(len(without))
             n, _ = self._best(chances, n_rows, expected, n_streams=len(without), draft_seconds=per_token)
-            self._drafts.draft(without, n, most)
+            wide = n_rows + len(without) * (n or _PROBE)
+            if self._affords(n_streams, wide, (n or _PROBE) * per_token):
+                self._drafts.draft(without, n, most)
         self._n_guessing = self._n_guessing + 1 if any(request.guesses for request in decoding) else 0
 
-    def learn(self, n_rows: int, seconds: float) -> None:
-        """Take note of a step that only decoded ``n_rows``, guesses included."""
-        if not (self._max_guess or self._drafts):
-            return
-        if self._drafts:
-            seconds -= self._drafts.take_spent()
-        self._costs.learn(n_rows, seconds)
+    def learn(self, n_streams: int, n_rows: int, n_right: int, seconds: float) -> float:
+        """Take note of a step that only decoded; return the seconds of it that went into drafts.
 
-    def _look_up(self, request: Running, limit: int, n_rows: int, expected: float) -> float:
+        Args:
+            n_streams: Requests that decoded.
+            n_rows: Rows, guesses included.
+            n_right: Tokens that guesses brought besides one for each request.
+            seconds: What all of it took.
+        """
+        if not (self._max_guess or self._drafts) or n_streams > MAX_GUESSING:
+            return 0.0
+        spent = self._drafts.take_spent() if self._drafts else 0.0
+        plain = self._costs.seconds(n_streams)
+        lost = seconds - plain * (n_streams + n_right) / n_streams if n_rows > n_streams or spent else 0.0
+        allowance = self._allowances[n_streams] + self._max_loss * (seconds - lost) - lost
+        self._allowances[n_streams] = min(allowance, _MOST_ALLOWED * plain)
+        return spent
+
+    def _affords(self, n_streams: int, n_rows: int, draft_seconds: float = 0.0) -> bool:
+        """Whether a step of ``n_rows`` may turn out to bring no more than one without guesses."""
+        worst = self._costs.seconds(n_rows) - self._costs.seconds(n_streams) + draft_seconds
+        return worst < self._allowances[n_streams]
+
+    def _look_up(self, request: Running, limit: int, n_streams: int, n_rows: int, expected: float) -> float:
         """Set the guesses that the text so far suggests; return the tokens that they are expected to gain."""
         if not self._max_guess:
             return 0.0
         request.lookup.follow(request.tokens)
         n, gain = self._best(request.lookup.chances(limit), n_rows, expected)
+        if n and not self._affords(n_streams, n_rows + n):
+            return 0.0
         request.guesses = request.lookup.guess(n)
         return gain
 

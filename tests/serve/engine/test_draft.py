@@ -117,7 +117,7 @@ def run(prompt, draft, n=60):
     clock = count().__next__
     backend = FakeBackend(n_ctx=400, n_batch=64)
     made = Drafter(draft, 300, clock) if draft else None
-    scheduler = Scheduler(backend, n_parallel=1, drafter=made, clock=clock)
+    scheduler = Scheduler(backend, n_parallel=1, drafter=made, clock=clock, max_loss=1.0)
     scheduler.submit(Job(0, tuple(prompt), max_tokens=n))
     text = ""
     while not scheduler.idle:

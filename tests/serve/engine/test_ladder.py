@@ -1,7 +1,10 @@
 """Engines on machines of other sorts: they go down the ladder by themselves, and nothing that was asked is lost."""
 
 import asyncio
+import os
+import signal
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -99,24 +102,27 @@ async def test_a_dead_engine_that_can_go_down_counts_as_alive(odd_llama, start):
 
 
 @needs_compiler
-async def test_text_that_was_told_is_not_told_twice(odd_llama, start):
+async def test_text_that_was_told_is_not_told_twice(odd_llama, home, tmp_path):
     odd_llama("long")
-    engine = await start(FULL)
+    path = write_tiny_gguf(tmp_path / "slow.gguf", n_ctx_train=1024, n_embd=256, n_ff=1024, n_layer=6)
+    starter = LadderStarter(home, prove=lambda home: FULL)
+    engine = await starter(EngineSpec(path=str(path), n_ctx=1024, n_threads=1), log_path=tmp_path / "engine.log")
     has_text = asyncio.Event()
 
     async def tell():
-        async with aclosing(engine.generate(ask("a", n=800))) as events:
+        async with aclosing(engine.generate(replace(ask("a", n=800), ignore_eos=True))) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     has_text.set()
 
     writing = asyncio.create_task(tell())
     await has_text.wait()
-    # Another one's long prompt ends the process that is writing this answer.
+    os.kill(engine.info.pid, signal.SIGILL)
     other = await events_of(engine, ask(LONG))
     with pytest.raises(EngineDiedError, match="SIGILL"):
         await writing
     assert isinstance(other[-1], Finished), "it had got nothing yet"
+    await engine.close()
 
 
 @needs_compiler
@@ -153,9 +159,6 @@ async def test_a_crash_that_a_lower_way_does_not_mend_is_the_models(odd_llama, s
 
 
 async def test_a_killed_engine_is_not_started_lower(start, monkeypatch):
-    import os
-    import signal
-
     monkeypatch.delenv("LOCALLLM_LLAMA_WAY", raising=False)
     engine = await start(FULL)
     os.kill(engine.info.pid, signal.SIGKILL)

@@ -223,7 +223,7 @@ def test_guesses_save_steps_and_change_nothing():
     steps, texts = {}, {}
     for max_guess in (0, 8):
         backend = FakeBackend(n_ctx=256, repetitive=True)
-        scheduler = Scheduler(backend, n_parallel=1, max_guess=max_guess, clock=count().__next__)
+        scheduler = Scheduler(backend, n_parallel=1, max_guess=max_guess, clock=count().__next__, max_loss=1.0)
         scheduler.submit(job(0, prompt, max_tokens=60))
         texts[max_guess] = text_of(run(scheduler), 0)
         steps[max_guess] = backend.n_decodes
