@@ -16,7 +16,7 @@ _STALE = 2000
 
 
 class StepCosts:
-    """Seconds of steps, of whatever kind their rows are."""
+    """Seconds of steps that only decode."""
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
@@ -39,10 +39,6 @@ class StepCosts:
             for rows in [rows for rows, step in self._renewed.items() if step <= self._n_steps - _STALE]:
                 del self._samples[rows], self._renewed[rows]
                 self._known.remove(rows)
-
-    def knows_wider_than(self, n_rows: int) -> bool:
-        """Whether a wider step was measured."""
-        return bool(self._known) and self._known[-1] > n_rows
 
     def seconds(self, n_rows: int) -> float:
         """What a step of ``n_rows`` takes; 0 before anything was measured."""

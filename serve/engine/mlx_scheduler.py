@@ -285,7 +285,10 @@ class MLXScheduler:
         seconds = self._clock() - began
         self.meter.native += seconds
         self.meter.batch(n_decoding + done.prompt_tokens, done.prompt_tokens)
-        self._costs.learn(n_decoding + done.prompt_tokens, seconds)
+        if done.prompt_tokens:
+            self._pace.learn(n_decoding, done.prompt_tokens, seconds)
+        else:
+            self._costs.learn(n_decoding, seconds)
         return list(answers)
 
     # --- what a step gave ------------------------------------------------------------------------------------------

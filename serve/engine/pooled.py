@@ -15,7 +15,7 @@ import numpy as np
 
 from localllm.errors import RequestError
 from serve.engine.costs import StepCosts
-from serve.engine.pace import MOST, longest_slice
+from serve.engine.pace import MOST, Pace
 from serve.engine.types import Embeddings, Scores
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -75,7 +75,7 @@ class PooledQueue:
         self._clock = clock
         self._jobs: deque[_Running] = deque()
         self._empty: list[PooledJob] = []
-        self._costs = StepCosts()
+        self._pace = Pace(StepCosts())
 
     @property
     def idle(self) -> bool:
@@ -106,7 +106,7 @@ class PooledQueue:
         self._empty.clear()
         n_tokens = self._pool.n_rows
         if beside is not None:
-            n_tokens = min(n_tokens, longest_slice(self._costs, 0, MOST * beside))
+            n_tokens = min(n_tokens, self._pace.tokens_in(MOST * beside))
         batch = self._next_batch(n_tokens)
         if not batch:
             return events
@@ -119,7 +119,7 @@ class PooledQueue:
             for job_id in failed:
                 self.cancel(job_id)
             return [*events, *((job_id, error) for job_id in sorted(failed))]
-        self._costs.learn(sum(map(len, inputs)), self._clock() - began)
+        self._pace.learn(0, sum(map(len, inputs)), self._clock() - began)
         for (running, _), vector in zip(batch, vectors, strict=True):
             running.vectors.append(vector)
         for running in dict.fromkeys(running for running, _ in batch):

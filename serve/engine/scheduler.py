@@ -31,10 +31,8 @@ from serve.engine.types import Delta, Finished, FinishReason, PromptLogprobs, St
 
 log = logging.getLogger(__name__)
 
-# A prompt is admitted only when this much more than itself is free: answers grow.
-_HEADROOM = 32
-# A request waits for another one's prompt when at least this many tokens more can then be shared.
-_WORTH_WAITING = 64
+_HEADROOM = 32  # tokens that must be free beyond a prompt before it is admitted: answers grow
+_WORTH_WAITING = 64  # tokens that a request must gain by waiting for another one's prompt
 
 
 class Scheduler:
@@ -155,10 +153,10 @@ class Scheduler:
         if code != 0:
             raise EngineError(f"llama.cpp could not decode a batch (code {code}).")
         batched = [request for request in self._running if request.n_batched]
+        guessing = [request for request in batched if request.guesses]
         n_decoding = sum(request.decoding for request in batched)
         n_rows = sum(request.n_batched for request in batched)
         n_prefill = sum(request.n_batched for request in batched if not request.decoding)
-        guessing = [request for request in batched if request.guesses]
         n_guessed = sum(len(request.guesses) for request in guessing)
         n_before = sum(len(request.tokens) + 1 for request in guessing)  # one comes without guesses
         for request in batched:
@@ -166,9 +164,10 @@ class Scheduler:
         n_right = sum(len(request.tokens) for request in guessing) - n_before
         self.meter.batch(n_rows, n_prefill, n_guessed, n_right)
         seconds = self._clock() - began
-        if not n_prefill:
-            seconds -= self._speculation.learn(n_decoding, n_rows, n_right, seconds)
-        self._costs.learn(n_rows, seconds)
+        if n_prefill:
+            self._pace.learn(n_decoding, n_prefill, seconds)
+        else:
+            self._costs.learn(n_rows, seconds - self._speculation.learn(n_decoding, n_rows, n_right, seconds))
         return events
 
     # --- admission -------------------------------------------------------------------------------------------------
@@ -188,6 +187,7 @@ class Scheduler:
             self._waiting.remove(request)
             self._take_sequence(request, source, n_shared)
             self._running.append(request)
+            self._parking.make_way(self._running)
             if not request.started:
                 request.started = True
                 request.n_cached = request.n_past
