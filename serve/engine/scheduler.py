@@ -146,8 +146,7 @@ class Scheduler:
         self._fill_batch()
         while (code := self._backend.decode()) == 1:
             if not self._make_room():
-                # The only one left fills the cache by itself.
-                self._finish(self._running[0], "length", events)
+                self._finish(self._running[0], "length", events)  # the only one left fills the cache by itself
                 return events
             self._fill_batch(guess=False)
         if code != 0:
@@ -158,10 +157,10 @@ class Scheduler:
         n_rows = sum(request.n_batched for request in batched)
         n_prefill = sum(request.n_batched for request in batched if not request.decoding)
         n_guessed = sum(len(request.guesses) for request in guessing)
-        n_before = sum(len(request.tokens) + 1 for request in guessing)  # one comes without guesses
+        n_right = -sum(len(request.tokens) + 1 for request in guessing)  # one token comes without guesses
         for request in batched:
             self._advance(request, events)
-        n_right = sum(len(request.tokens) for request in guessing) - n_before
+        n_right += sum(len(request.tokens) for request in guessing)
         self.meter.batch(n_rows, n_prefill, n_guessed, n_right)
         seconds = self._clock() - began
         if n_prefill:
