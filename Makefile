@@ -10,12 +10,13 @@ FUZZ_SECONDS ?= 300
 QUESTION = What is gravity? Answer in two sentences.
 
 .DEFAULT_GOAL = help
-.PHONY: help setup run test fuzz lint format docs screenshot clean bench
+.PHONY: help setup run test test-builds fuzz lint format docs screenshot clean bench
 
 help:
 	@echo 'make run         install if needed, fetch the starter model, open the app'
 	@echo '                 (without a terminal: ask the starter model one question)'
 	@echo 'make test        install what tests need, run all of them with a real model'
+	@echo 'make test-builds build llama.cpp for other processors, and try it under qemu-user'
 	@echo 'make fuzz        fuzz the GGUF validator and the server for about FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make lint        ruff, mypy --strict, import-linter'
 	@echo 'make format      let ruff format and mend what it can'
@@ -49,8 +50,12 @@ test: .venv/.installed-dev
 	@$(BIN)/localllm --home '$(TEST_HOME)' pull starter
 	@$(BIN)/localllm --home '$(TEST_HOME)' pull '$(TEST_MINILM)' --as minilm:hf
 	@$(BIN)/localllm --home '$(TEST_HOME)' pull '$(TEST_GEMMA)' --as gemma-3-270m:q4_k_m
-	$(BIN)/python -m pytest -m 'not model' -n auto --maxprocesses 4
-	$(BIN)/python -m pytest -m model
+	$(BIN)/python -m pytest -m 'not model and not build' -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -m 'model and not build'
+
+# llama.cpp compiled for another processor, and tried there: some minutes, so it is not a part of `make test`.
+test-builds: .venv/.installed-dev
+	$(BIN)/python -m pytest -m build
 
 # The same tests that `make test` runs for a few seconds; what they find interesting is kept in .cache/fuzz.
 fuzz: .venv/.installed-dev

@@ -5,7 +5,6 @@ know them; it may be told another by ``OPENBLAS_CORETYPE``. That is done for our
 person has set it.
 """
 
-import json
 import os
 import platform
 import re
@@ -13,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from localllm.files import write_atomic
 from localllm.machine import Blas, installed_blas
 from localllm.native.probing import RunProbe, run_probe
 from localllm.native.processor import Processor, read_processor
-from localllm.paths import DIR_MODE, Home
+from localllm.native.record import keep_record, read_record
+from localllm.paths import Home
 
 PROBE = "localllm.native.blas_probe"
 KERNEL_VARIABLE = "OPENBLAS_CORETYPE"  # OpenBLAS's own name for it
@@ -114,8 +113,7 @@ def prove_blas(
         if blas.name == "OpenBLAS" and own is None:
             tried += [_try(blas, kernel, probe) for kernel in better_kernels(processor, tried[-1].kernel)]
     verdict = BlasVerdict(tuple(tried), _best(tried))
-    path.parent.mkdir(mode=DIR_MODE, parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(asdict(verdict), indent=2) + "\n")
+    keep_record(path, asdict(verdict))
     return verdict
 
 
@@ -163,14 +161,14 @@ def _stamp(file: str) -> str:
 
 
 def _read(path: Path) -> BlasVerdict | None:
+    record = read_record(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
         tried = tuple(Tried(**one) for one in record["tried"])
         if any(one.stamp != _stamp(one.file) for one in tried):
             return None  # another version of the library
         return BlasVerdict(tried, None if record["best"] is None else Tried(**record["best"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    except (TypeError, KeyError):
+        return None  # there is none, or a damaged one
 
 
 def needs_blas() -> bool:

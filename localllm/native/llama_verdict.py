@@ -4,16 +4,15 @@ The verdict belongs to the libraries and the processor: another build, or a virt
 anew. Ways that need another build are in :mod:`.rebuild`.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from localllm.files import write_atomic
 from localllm.native.libraries import digest, llama_libraries
 from localllm.native.llama_params import WAYS, Way, way_named
 from localllm.native.probing import Probe, RunProbe, run_probe
 from localllm.native.processor import Processor, read_processor
-from localllm.paths import DIR_MODE, Home
+from localllm.native.record import keep_record, read_record
+from localllm.paths import Home
 
 PROBE = "localllm.native.llama_probe"
 # llama.cpp rounds activations to 8 bits: the probe's logits are 0.025 from NumPy's on every build seen. A matrix that
@@ -76,21 +75,19 @@ def verdict_path(home: Home, processor: Processor | None = None) -> Path:
 
 
 def known_verdict(home: Home) -> Verdict | None:
-    """The verdict, if there is one; a damaged file is none."""
+    """The verdict, if there is one; a damaged one is none."""
+    record = read_record(verdict_path(home))
     try:
-        record = json.loads(verdict_path(home).read_text(encoding="utf-8"))
         attempts = tuple(Attempt(**attempt) for attempt in record.pop("attempts"))
         verdict = Verdict(**{**record, "attempts": attempts, "features": tuple(record["features"])})
         return verdict if attempts and {attempt.way for attempt in attempts} <= {way.name for way in WAYS} else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (TypeError, KeyError):
         return None
 
 
 def keep_verdict(home: Home, verdict: Verdict) -> None:
     """Write it, for these libraries and this processor."""
-    path = verdict_path(home)
-    path.parent.mkdir(mode=DIR_MODE, parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(asdict(verdict), indent=2) + "\n")
+    keep_record(verdict_path(home), asdict(verdict))
 
 
 def prove_llama(

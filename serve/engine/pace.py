@@ -12,7 +12,7 @@ _SHORTEST = 16  # a prompt must get on, and very short batches waste the machine
 # less where many do, so that what all of them wait together is bounded.
 MOST, _LEAST, _TOGETHER = 1.5, 0.5, 10.0
 # Nobody is spared more than that: once all prompts are read, everybody waits for a step of all of them.
-_OF_ALL = 1.4
+_OF_ALL = 1.25
 # How much the past weighs where a token has become dearer (the cache has filled), and where it has become cheaper.
 _DEARER, _CHEAPER = 0.5, 0.8
 

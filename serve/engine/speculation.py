@@ -23,8 +23,8 @@ _WORTH = 1.1
 _LEAST = 0.05  # a token that is less likely than this to be right is worth no row on any machine
 # After so many steps with guesses comes one without: what guesses are compared with must not grow old.
 _RENEW = 16
-MAX_LOSS = 0.02
-_MOST_ALLOWED = 16.0  # what may be saved up for wrong guesses, in steps without any: a wide step may take several
+MAX_LOSS = 0.01  # of the time; looking for guesses takes half as much again, where nothing is found
+_MOST_ALLOWED = 8.0  # what may be saved up for wrong guesses, in steps without any: a wide step may take several
 _LONGEST_DRAFT = 16
 _PROBE = 4  # tokens drafted to find out whether drafts pay (again)
 _PAUSE = 32  # steps without drafts where they do not pay; twice as many each time, up to …

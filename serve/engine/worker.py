@@ -32,8 +32,6 @@ Task = Callable[[], None]
 
 # What the other end waits for, and a little less: it kills this process then.
 _STOP_SECONDS = 2.5
-# Without work for so long, the model gives back what it only keeps for the next request.
-_REST_SECONDS = 5.0
 
 
 class Channel:
@@ -66,10 +64,17 @@ class Channel:
 
 
 class EngineThread:
-    """Runs tasks and steps of the scheduler, in the one thread that may touch llama.cpp's contexts."""
+    """Runs tasks and steps of the scheduler, in the one thread that may touch llama.cpp's contexts.
 
-    def __init__(self, model: Model, channel: Channel) -> None:
+    Args:
+        model: Whose.
+        channel: Where events go.
+        rest_seconds: Without work for so long, the model gives back what it only keeps for the next request.
+    """
+
+    def __init__(self, model: Model, channel: Channel, rest_seconds: float = 5.0) -> None:
         self._model = model
+        self._rest_seconds = rest_seconds
         self._channel = channel
         self._inbox: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._outbox = Outbox(self._send)
@@ -84,7 +89,7 @@ class EngineThread:
         while True:
             idle = self._idle
             try:
-                task = self._inbox.get(block=idle, timeout=None if rested else _REST_SECONDS)
+                task = self._inbox.get(block=idle, timeout=None if rested else self._rest_seconds)
             except queue.Empty:
                 if idle:
                     self._model.rest()

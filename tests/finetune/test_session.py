@@ -162,6 +162,17 @@ def test_less_memory_means_smaller_batches_then_more_recomputation():
     assert (tighter.checkpointing, tighter.micro_tokens) == ("all", 32)
 
 
+def test_a_pass_on_a_gpu_takes_no_longer_than_it_may_but_never_less_than_a_row():
+    probes = {"none": Probe(fixed=100, per_token=1, seconds_per_token=0.02)}
+
+    def fitted(seconds):
+        return fit_run(probes.__getitem__, ("none",), wanted=64, capacity=16, budget=10_000, pass_seconds=seconds)
+
+    assert [fitted(seconds).micro_tokens for seconds in (2.0, 1.0, 0.5, 0.1)] == [64, 48, 16, 16]
+    assert fitted(0.5).note == "", "it is no matter of memory, and an update learns from the same rows"
+    assert fitted(0.5).predicted < fitted(2.0).predicted
+
+
 def test_recipes_are_read_written_and_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
     path = tmp_path / "sft.yaml"
