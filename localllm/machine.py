@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLAS_VARIABLE, BLAS_KERNEL_VARIABLE = "LOCALLLM_BLAS", "LOCALLLM_BLAS_KERNEL"
-_OPENBLAS_VARIABLE = "OPENBLAS_CORETYPE"
+OPENBLAS_VARIABLE = "OPENBLAS_CORETYPE"  # OpenBLAS's own: the kernel that it takes
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,16 @@ def preload_blas() -> str:
     library = chosen_blas()
     if not library:
         return ""
-    kernel, before = os.environ.get(BLAS_KERNEL_VARIABLE), os.environ.get(_OPENBLAS_VARIABLE)
+    kernel, before = os.environ.get(BLAS_KERNEL_VARIABLE), os.environ.get(OPENBLAS_VARIABLE)
     if kernel and before is None:  # it reads this as it is loaded; NumPy's own copy must not
-        os.environ[_OPENBLAS_VARIABLE] = kernel
+        os.environ[OPENBLAS_VARIABLE] = kernel
     try:
         ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
     except OSError:
         return ""  # found but broken (a missing dependency): slow is better than not at all
     finally:
         if kernel and before is None:
-            del os.environ[_OPENBLAS_VARIABLE]
+            del os.environ[OPENBLAS_VARIABLE]
     return library
 
 

@@ -18,8 +18,8 @@ _MARKS = {"ok": "ok     ", "warn": "warn   ", "problem": "PROBLEM"}
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``localllm doctor``."""
     parser.description = (
-        "Look at the machine, the engines, the home directory and privacy; takes a few seconds. Nothing is changed.\n"
-        "Each line is ok, warn (works, could be better) or PROBLEM; ends with 1 when there is a problem."
+        "Look at the machine, the engines, the home directory and privacy; takes a few seconds. Nothing is changed\n"
+        "without --mend. Each line is ok, warn (works, could be better) or PROBLEM; ends with 1 when there is a problem."
     )
     parser.add_argument(
         "--mend",

@@ -4,8 +4,8 @@ import os
 import platform
 
 from localllm.checkup.finding import Finding
-from localllm.machine import BLAS_KERNEL_VARIABLE, BLAS_VARIABLE
-from localllm.native.blas import KERNEL_VARIABLE, BlasVerdict
+from localllm.machine import BLAS_KERNEL_VARIABLE, BLAS_VARIABLE, OPENBLAS_VARIABLE
+from localllm.native.blas import BlasVerdict
 from localllm.native.llama_params import WAY_VARIABLE, way_named
 from localllm.native.llama_verdict import Verdict
 from localllm.native.mend import what_is_slow
@@ -91,8 +91,8 @@ def check_mlx(blas: BlasVerdict, probe: RunProbe = run_probe) -> list[Finding]:
     if best.told and own is not None:
         text += f"; by itself it takes {own.kernel}: {own.failure or f'{own.gflops:.0f} GFLOP/s'}"
     findings.append(Finding("ok", text))
-    if chosen := os.environ.get(KERNEL_VARIABLE):
-        findings.append(Finding("ok", f"{KERNEL_VARIABLE}={one_line(chosen, 40)} is set, and obeyed"))
+    if chosen := os.environ.get(OPENBLAS_VARIABLE):
+        findings.append(Finding("ok", f"{OPENBLAS_VARIABLE}={one_line(chosen, 40)} is set, and obeyed"))
     return findings
 
 

@@ -71,7 +71,8 @@ def check_network(environ: Mapping[str, str], settings: Settings | None) -> list
         Finding(
             "ok",
             "No telemetry: only `localllm pull` uses the network, "
-            "and `localllm finetune` where you name a data set of the hub",
+            "`localllm finetune` where you name a data set of the hub, "
+            "and `localllm doctor --mend` where it builds llama.cpp",
         ),
         Finding("ok", "A hub that is asked learns this program's name and version, and nothing else of this machine"),
     ]

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from localllm.machine import Blas, installed_blas
+from localllm.machine import OPENBLAS_VARIABLE, Blas, installed_blas
 from localllm.native.probing import RunProbe, run_probe
 from localllm.native.processor import Processor, read_processor
 from localllm.native.record import keep_record, read_record
 from localllm.paths import Home
 
 PROBE = "localllm.native.blas_probe"
-KERNEL_VARIABLE = "OPENBLAS_CORETYPE"  # OpenBLAS's own name for it
 _FORM = 1
 # What a kernel of OpenBLAS uses, as the feature (llama.cpp's words) that it needs; the better ones first.
 _KERNELS = {
@@ -103,7 +102,7 @@ def prove_blas(
     """
     found = installed_blas() if libraries is None else libraries
     processor = processor or read_processor()
-    own = os.environ.get(KERNEL_VARIABLE)
+    own = os.environ.get(OPENBLAS_VARIABLE)
     path = home.native / f"blas-{_FORM}-{_key(found, own)}-{processor.key}.json"
     if not anew and (known := _read(path)) is not None:
         return known
@@ -135,7 +134,7 @@ def _best(tried: Sequence[Tried]) -> Tried | None:
 
 
 def _try(blas: Blas, kernel: str, probe: RunProbe) -> Tried:
-    environment = {KERNEL_VARIABLE: kernel} if kernel else {}
+    environment = {OPENBLAS_VARIABLE: kernel} if kernel else {}
     found = probe(PROBE, blas.library, environment=environment)
     if found.failure:
         return Tried(blas.name, blas.library, kernel, failure=found.failure)

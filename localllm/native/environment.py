@@ -6,8 +6,8 @@ whoever started this process) is obeyed, and nothing is probed for it.
 
 import os
 
-from localllm.machine import BLAS_KERNEL_VARIABLE, BLAS_VARIABLE
-from localllm.native.blas import KERNEL_VARIABLE, needs_blas, prove_blas
+from localllm.machine import BLAS_KERNEL_VARIABLE, BLAS_VARIABLE, OPENBLAS_VARIABLE
+from localllm.native.blas import needs_blas, prove_blas
 from localllm.native.llama_params import WAY_VARIABLE
 from localllm.native.llama_verdict import prove_llama
 from localllm.paths import Home
@@ -28,7 +28,7 @@ def blas_environment(home: Home) -> dict[str, str]:
     best = prove_blas(home).best
     if best is None:
         return {BLAS_VARIABLE: ""}
-    kernel = {BLAS_KERNEL_VARIABLE: best.told} if best.told and KERNEL_VARIABLE not in os.environ else {}
+    kernel = {BLAS_KERNEL_VARIABLE: best.told} if best.told and OPENBLAS_VARIABLE not in os.environ else {}
     return {BLAS_VARIABLE: best.library, **kernel}
 
 

@@ -7,7 +7,7 @@ anew. Ways that need another build are in :mod:`.rebuild`.
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from localllm.native.libraries import digest, llama_libraries
+from localllm.native.libraries import LIBRARY_VARIABLE, digest, llama_libraries
 from localllm.native.llama_params import WAYS, Way, way_named
 from localllm.native.probing import Probe, RunProbe, run_probe
 from localllm.native.processor import Processor, read_processor
@@ -117,7 +117,7 @@ def probe_ways(probe: RunProbe = run_probe, *, library: Path | None = None) -> V
         probe: Runs a probe.
         library: Directory of a build that is not installed; None takes the installed one.
     """
-    environment = {} if library is None else {"LLAMA_CPP_LIB_PATH": str(library)}
+    environment = {} if library is None else {LIBRARY_VARIABLE: str(library)}
     attempts: list[Attempt] = []
     features: tuple[str, ...] = ()
     gpu = True  # until a probe has told

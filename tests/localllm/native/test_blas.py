@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from localllm.machine import BLAS_KERNEL_VARIABLE, BLAS_VARIABLE, Blas, preload_blas
+from localllm.machine import BLAS_KERNEL_VARIABLE, BLAS_VARIABLE, OPENBLAS_VARIABLE, Blas, preload_blas
 from localllm.native import environment as module
-from localllm.native.blas import KERNEL_VARIABLE, PROBE, BlasVerdict, Tried, better_kernels, needs_blas, prove_blas
+from localllm.native.blas import PROBE, BlasVerdict, Tried, better_kernels, needs_blas, prove_blas
 from localllm.native.environment import blas_environment, native_environment
 from localllm.native.probing import Probe, run_probe
 from tests.fakes.machines import needs_compiler, processor
@@ -18,7 +18,7 @@ OPENBLAS = Blas("OpenBLAS", "libopenblas.so.0")
 
 @needs_compiler
 def test_the_wrong_kernel_of_a_machine_is_found_and_another_is_taken(odd_blas, home, tmp_path, monkeypatch):
-    monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
+    monkeypatch.delenv(OPENBLAS_VARIABLE, raising=False)
     verdict = prove_blas(home, libraries=[odd_blas], processor=processor("avx512", tmp_path))
     kernels = {one.told: one for one in verdict.tried}
     assert kernels[""].kernel == "Prescott"
@@ -33,14 +33,14 @@ def test_the_wrong_kernel_of_a_machine_is_found_and_another_is_taken(odd_blas, h
 
 @needs_compiler
 def test_a_persons_own_kernel_is_obeyed(odd_blas, home, tmp_path, monkeypatch):
-    monkeypatch.setenv(KERNEL_VARIABLE, "Nehalem")
+    monkeypatch.setenv(OPENBLAS_VARIABLE, "Nehalem")
     verdict = prove_blas(home, libraries=[odd_blas], processor=processor("avx512", tmp_path))
     assert [(one.told, one.kernel) for one in verdict.tried] == [("", "Nehalem")]
 
 
 @needs_compiler
 def test_another_version_of_the_library_is_tried_anew(odd_blas, home, tmp_path, monkeypatch):
-    monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
+    monkeypatch.delenv(OPENBLAS_VARIABLE, raising=False)
     n_probes = 0
 
     def probe(*args, **kwargs):
@@ -61,7 +61,7 @@ def speeds(**answers: float):
 
     def probe(module, library, *, environment=None, timeout=60):
         assert module == PROBE
-        kernel = (environment or {}).get(KERNEL_VARIABLE, "own")
+        kernel = (environment or {}).get(OPENBLAS_VARIABLE, "own")
         speed = answers.get("mkl" if "mkl" in library else kernel)
         if speed is None:
             return Probe({}, "it does not load")
@@ -83,7 +83,7 @@ def speeds(**answers: float):
     ],
 )
 def test_the_fastest_is_kept(home, tmp_path, monkeypatch, libraries, answers, best):
-    monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
+    monkeypatch.delenv(OPENBLAS_VARIABLE, raising=False)
     verdict = prove_blas(home, libraries=libraries, processor=processor("avx512", tmp_path), probe=speeds(**answers))
     found = verdict.best
     assert (found and ("mkl" if found.name == "MKL" else found.told or "own")) == best
@@ -108,10 +108,10 @@ def test_other_kernels_are_tried_only_where_the_processor_can_do_more(tmp_path, 
 def test_workers_are_told_and_whoever_was_told_is_not_asked_again(home, monkeypatch):
     found = Tried("OpenBLAS", "libopenblas.so.0", "SkylakeX", "SkylakeX", 149.0)
     monkeypatch.setattr(module, "prove_blas", lambda home: BlasVerdict((found,), found))
-    for name in (BLAS_VARIABLE, BLAS_KERNEL_VARIABLE, KERNEL_VARIABLE):
+    for name in (BLAS_VARIABLE, BLAS_KERNEL_VARIABLE, OPENBLAS_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     assert blas_environment(home) == {BLAS_VARIABLE: "libopenblas.so.0", BLAS_KERNEL_VARIABLE: "SkylakeX"}
-    monkeypatch.setenv(KERNEL_VARIABLE, "Haswell")
+    monkeypatch.setenv(OPENBLAS_VARIABLE, "Haswell")
     assert blas_environment(home) == {BLAS_VARIABLE: "libopenblas.so.0"}, "the person's own choice holds"
     monkeypatch.setenv(BLAS_VARIABLE, "")
     monkeypatch.setenv("LOCALLLM_LLAMA_WAY", "full")
@@ -122,11 +122,11 @@ def test_only_the_blas_is_told_the_kernel(monkeypatch):
     seen = []
     monkeypatch.setenv(BLAS_VARIABLE, "libopenblas.so.0")
     monkeypatch.setenv(BLAS_KERNEL_VARIABLE, "SkylakeX")
-    monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
-    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode: seen.append((path, os.environ.get(KERNEL_VARIABLE))))
+    monkeypatch.delenv(OPENBLAS_VARIABLE, raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda path, mode: seen.append((path, os.environ.get(OPENBLAS_VARIABLE))))
     assert preload_blas() == "libopenblas.so.0"
     assert seen == [("libopenblas.so.0", "SkylakeX")]
-    assert KERNEL_VARIABLE not in os.environ, "NumPy has an OpenBLAS of its own"
-    monkeypatch.setenv(KERNEL_VARIABLE, "Haswell")
+    assert OPENBLAS_VARIABLE not in os.environ, "NumPy has an OpenBLAS of its own"
+    monkeypatch.setenv(OPENBLAS_VARIABLE, "Haswell")
     preload_blas()
     assert seen[1] == ("libopenblas.so.0", "Haswell")
