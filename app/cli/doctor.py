@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``localllm doctor``."""
     parser.description = (
         "Look at the machine, the engines, the home directory and privacy; takes a few seconds. Nothing is changed\n"
-        "without --mend. Each line is ok, warn (works, could be better) or PROBLEM; ends with 1 when there is a problem."
+        "without --mend. Each line is ok, warn (it works, but could be better) or PROBLEM; 1 when there is a problem."
     )
     parser.add_argument(
         "--mend",
