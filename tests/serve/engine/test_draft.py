@@ -178,9 +178,13 @@ def test_a_draft_that_is_always_right_is_used_only_where_it_is_faster(step, draf
     model, draft = Timed(now, step), Timed(now, lambda rows: drafting)
     made = Drafter(draft, 300, lambda: now[0])
     scheduler = Scheduler(model, n_parallel=1, drafter=made, clock=lambda: now[0])
-    scheduler.submit(Job(0, tuple(long_prompt(200)), max_tokens=200))
-    while not scheduler.idle:
-        scheduler.step()
+    seconds = []
+    for number in range(2):  # the first answer earns the allowance for what is tried
+        began = now[0]
+        scheduler.submit(Job(number, tuple(long_prompt(200)), max_tokens=200, client=str(number)))
+        while not scheduler.idle:
+            scheduler.step()
+        seconds.append(now[0] - began)
     plain = 200 * step(1)
-    assert now[0] < plain / 3 if pays else now[0] < plain * 1.3
+    assert seconds[1] < plain / 3 if pays else sum(seconds) < 2 * plain * 1.03
     assert (draft.n_decodes > 100) == pays
