@@ -29,7 +29,8 @@ def make_run(starter_home, odd_llama_directory, tmp_path):
         for name in ("Makefile", "pyproject.toml", "constraints.txt", "scripts/setup.sh"):
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, project / name)
-        (project / ".venv").symlink_to(ROOT / ".venv")  # its stamp is newer than the files, as those are copied
+            os.utime(project / name, (1, 1))  # older than the stamp: nothing is installed again
+        (project / ".venv").symlink_to(ROOT / ".venv")
         options = {
             "cwd": project,
             "env": environment,
