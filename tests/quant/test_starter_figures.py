@@ -6,6 +6,9 @@ the tools of the llama.cpp in llama-cpp-python 0.3.36::
     llama-perplexity -m starter.gguf -f text.txt -c 256 --chunks 8
     llama-imatrix -m starter.gguf -f text.txt -c 256 --chunks 8 --no-ppl -o i.gguf
     llama-quantize --allow-requantize starter.gguf out.gguf q4_k_m
+
+on a processor with AVX-512. One with AVX2 alone adds up in another order: there perplexity is 0.17 % higher, and a
+column's largest sum up to 0.15 % off. A chunk more or less, or one token's logits by another's, are some percent.
 """
 
 import pytest
@@ -20,6 +23,7 @@ from tests.quant.digests import needs_fma, tensor_digest
 
 pytestmark = pytest.mark.model
 
+_CLOSE = 5e-3
 _OPTIONS = MeasureOptions(n_ctx=256, max_chunks=8)
 _PERPLEXITY, _STANDARD_ERROR = 21.2372, 1.83576
 # Tokens, sum and largest of the squared inputs.
@@ -39,8 +43,8 @@ def _texts() -> tuple[Text, ...]:
 
 def test_perplexity_is_llama_perplexitys_and_the_divergence_from_itself_is_nothing(starter_path, tmp_path):
     found = make_reference(starter_path, tmp_path / "reference", _texts(), options=_OPTIONS)
-    assert found.perplexity == pytest.approx(_PERPLEXITY, rel=1e-3)
-    assert found.standard_error == pytest.approx(_STANDARD_ERROR, rel=1e-3)
+    assert found.perplexity == pytest.approx(_PERPLEXITY, rel=_CLOSE)
+    assert found.standard_error == pytest.approx(_STANDARD_ERROR, rel=_CLOSE)
     quality = measure(starter_path, reference=tmp_path / "reference", options=_OPTIONS)
     assert quality.divergence is not None
     assert quality.divergence.kl_max < 1e-6
@@ -53,8 +57,8 @@ def test_the_importance_matrix_is_llama_imatrixs(starter_path, tmp_path):
     assert len(matrix.entries) == 210
     assert {entry.counts.tolist()[0] for entry in matrix.entries.values()} == {8 * 256}
     for name, (total, largest) in _IMATRIX.items():
-        assert matrix.entries[name].sums.sum() == pytest.approx(total, rel=1e-3)
-        assert matrix.entries[name].sums.max() == pytest.approx(largest, rel=1e-3)
+        assert matrix.entries[name].sums.sum() == pytest.approx(total, rel=_CLOSE)
+        assert matrix.entries[name].sums.max() == pytest.approx(largest, rel=_CLOSE)
 
 
 @needs_fma

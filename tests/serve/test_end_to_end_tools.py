@@ -42,7 +42,11 @@ def test_answers_follow_their_form(client):  # noqa: F811 - a fixture
     assert 0 <= person["age"] <= 130
     assert answer.choices[0].finish_reason == "stop"
 
-    assert isinstance(json.loads(_text(ask(client, "An object.", response_format={"type": "json_object"}))), dict)
+    # Of so small a model only what it is led to by the hand ends: any other object may go on to the limit.
+    wanted = 'Answer with JSON: {"name": "Ada"}'
+    answer = ask(client, wanted, response_format={"type": "json_object"}, max_tokens=100)
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(json.loads(_text(answer)), dict)
     assert _text(ask(client, "Red or blue?", extra_body={"regex": "red|blue"})) in ("red", "blue")
     completion = client.completions.create(
         model=MODEL, prompt="2 + 2 =", max_tokens=8, extra_body={"grammar": 'root ::= " " [0-9]'}
